@@ -13,8 +13,9 @@ from typing import Any
 from minimind.chat.session import ChatOptions
 from minimind.config.spelling import did_you_mean
 from minimind.data.chat_encoding import Message
-from minimind.data.chat_format import BadChat, read_chat
-from minimind.data.text_format import surrogate_problem
+from minimind.data.chat_format import read_chat
+from minimind.data.jsonl import RowProblem
+from minimind.data.text_format import check_characters
 from minimind.errors import ConfigError
 from minimind.inference.answer_parser import AnswerParser, Content, Part
 from minimind.inference.batch_engine import BatchEngine
@@ -115,7 +116,7 @@ class LLM:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         try:
             chat = read_chat(list(turns), "the conversation", needs_answer=False)
-        except BadChat as problem:
+        except RowProblem as problem:
             raise ConfigError(str(problem)) from None
         prompt = chat_prompt(self.tokenizer, chat, thinking)
         new_tokens = ChatOptions().max_new_tokens
@@ -140,8 +141,10 @@ class LLM:
             what = f"prompt {number}"
             if not isinstance(prompt, str):
                 raise ConfigError(f"{what} is {prompt!r}; it must be a string")
-            if problem := surrogate_problem(prompt, what):
-                raise ConfigError(problem)
+            try:
+                check_characters(prompt, what)
+            except RowProblem as problem:
+                raise ConfigError(str(problem)) from None
             ids = self.tokenizer.encode_document(prompt)
             requests.append(self._request(what, ids, new_tokens, adapter, sampling))
         texts = [""] * len(requests)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from minimind.data.token_cache import TokenCache
 from minimind.stages import STAGES
-
-MakeRows = Callable[..., TokenCache]
 
 USER = {"role": "user", "content": "q"}
 SAID = {"role": "assistant", "content": "a"}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-from minimind.data.formats import Format
 from minimind.data.token_cache import TokenCache
 
 Data = dict[str, Any]
-Make = Callable[[Format, Data], TokenCache]
 
 CALL = {"name": "weather", "arguments": {"town": "塔恩", "days": 2}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]

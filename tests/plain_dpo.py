@@ -42,8 +42,8 @@ def first_batch(loader: PackedLoader) -> UnitBatch:
 def plain_log_probs(model: nn.Module, loader: PackedLoader, batch: UnitBatch) -> list[Tensor]:
     """Of chosen and of rejected [P]: sums over targets and their numbers, in fp64, by a forward of
     its own for each side with every document in a padded row of its own."""
-    sums, firsts = [], loader._rows.plan.piece_doc[::2]
-    cache, _ = loader._rows.mixture.locate(0)
+    sums, firsts = [], loader.rows.plan.piece_doc[::2]
+    cache, _ = loader.rows.mixture.locate(0)
     for side in (0, 1):
         lens = [int((batch.doc_M == 2 * place + side).sum()) for place in used_places(batch)]
         numbers = [int(firsts[batch.unit_ids_P[place]]) + side for place in used_places(batch)]

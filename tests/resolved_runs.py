@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar, cast
 
 import torch
@@ -38,12 +39,9 @@ class Loader:
     """As much of a loader as describe_run looks at."""
 
     num_rows: int = 40
-    tokens_per_epoch: int = 10_000
-    padding_share: float = 0.0123
-    num_truncated: int = 0
-
-    def count_lost(self) -> int:
-        return self.num_truncated // 2
+    rows = SimpleNamespace(
+        plan=SimpleNamespace(num_tokens=10_000, padding_share=0.0123, num_truncated=0)
+    )
 
     def steps(self, epochs: float) -> int:
         return math.ceil(self.num_rows * epochs / 16)

@@ -1,22 +1,30 @@
-"""Computes with what a conversion has read."""
+"""Compares what a conversion has read with the original's own computation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from small_models import logits_of, pack
+from original_models import Plain, plain_logits
+from small_models import logits_of, pack, random_documents
 from torch import Tensor
 
 from minimind.interop.source import Source
 from minimind.model.state_dict import join_fused
 from minimind.model.transformer import Transformer
 
+(IDS,) = random_documents([30], vocab=61)
 
-def source_logits(source: Source, ids: Sequence[int]) -> Tensor:
-    """Gives the logits of one document with the source's weights in fp32."""
-    state = join_fused(source.config, source.tensors, "test")
+
+def check_logits(
+    source: Source, plain: Plain, state: dict[str, Tensor], atol: float = 1e-5, **options: Any
+) -> None:
+    """Checks that the source's weights give the logits of the plain model, in fp32."""
+    weights = join_fused(source.config, source.tensors, "test")
     model = Transformer(source.config).eval()
-    model.load_named({name: tensor.float() for name, tensor in state.items()})
+    model.load_named({name: tensor.float() for name, tensor in weights.items()})
     with torch.no_grad():
-        return logits_of(model, pack([[ids]]))
+        found = logits_of(model, pack([[IDS]]))
+    torch.testing.assert_close(
+        found, plain_logits(plain, state, IDS, **options), atol=atol, rtol=1e-5
+    )

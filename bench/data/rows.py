@@ -103,14 +103,14 @@ class DataRow:
             micro_batch=spec.micro_batch,
             pad_id=self._tokenizer.pad_id,
         )
-        steps = loader.steps(1)
+        steps, plan = loader.steps(1), loader.rows.plan
 
         def once() -> dict[str, Any]:
             for _ in loader.read(0, steps):
                 pass
             rows = steps * spec.micro_batch
-            tokens = round(loader.tokens_per_epoch * rows / loader.num_rows)
-            return {"tokens": tokens, "rows": rows, "padding_share": loader.padding_share}
+            tokens = round(plan.num_tokens * rows / loader.num_rows)
+            return {"tokens": tokens, "rows": rows, "padding_share": plan.padding_share}
 
         return once
 

@@ -15,7 +15,15 @@ from minimind.data.containers import (
 )
 from minimind.data.row_keys import KeyTable
 from minimind.data.rows import DIALECTS, users_of
-from minimind.data.turn_keys import CALLS, PARTS, ROLES, SHAREGPT_TURNS, TURNS
+from minimind.data.turn_keys import (
+    CALLS,
+    LEARNING,
+    LEARNING_WORDS,
+    PARTS,
+    ROLES,
+    SHAREGPT_TURNS,
+    TURNS,
+)
 
 
 def files_section() -> str:
@@ -90,9 +98,9 @@ def _key_rows(of: str, tables: Sequence[KeyTable]) -> list[tuple[str, str, str]]
         if not any(key in other.used for other in tables)
     )
     rows = [(of, keys, what) for what, keys in (*used, *refused)]
-    for suspect in {table.suspect: None for table in tables if table.suspect}:
-        words = ", ".join(suspect.words)
-        why = f"refused where it holds numbers or switches: {suspect.refusal.why}"
+    if TURNS in tables:
+        words = ", ".join(LEARNING_WORDS)
+        why = f"refused where it holds numbers or switches: {LEARNING.why}"
         rows.append((of, f"any other with one of the words {words}", why))
     return rows
 

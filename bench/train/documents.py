@@ -89,7 +89,7 @@ class ShortFirst(PackedLoader):
     """Reads the rows with the most documents first."""
 
     def _compute_epoch_order(self, epoch: int) -> np.ndarray:
-        return np.argsort(-np.diff(self._rows.plan.row_offsets), kind="stable")
+        return np.argsort(-np.diff(self.rows.plan.row_offsets), kind="stable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,7 @@ class OriginalRow:
         )
         # As the loader of a training run does: built ahead of their use, in the background.
         steps = map(self.steps.step, itertools.count())
-        self._batches = prefetched((step.batches for step in steps), ahead=2)
+        self._batches = prefetched(step.batches for step in steps)
         ours = build_trained(run).models.policy
         weights = split_fused(run.config, dict(ours.named_parameters()))
         module = self.build_module(run.config, weights, documents.max_tokens, self._device)

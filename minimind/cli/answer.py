@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from minimind.cli.verb_parser import VerbParser
 from minimind.data.chat_encoding import Chat, ChatEncoder
-from minimind.data.chat_format import BadChat, read_conversation
-from minimind.data.jsonl import BadRow, missing_key
+from minimind.data.chat_format import read_conversation
+from minimind.data.jsonl import BadRow, RowProblem, require_key
 from minimind.data.rows import FORMAT_NAMES, open_rows, unread_message
 from minimind.errors import ConfigError, DataError
 from minimind.inference.batch_engine import BatchEngine
@@ -144,10 +144,9 @@ def _questions(options: argparse.Namespace) -> Iterator[tuple[Row, Chat]]:
         if isinstance(row, BadRow):
             raise DataError(str(row))
         try:
-            if "conversations" not in row.data:
-                raise BadChat(missing_key(row, "conversations", '{"conversations": […]}'))
+            require_key(row, "conversations", '{"conversations": […]}')
             chat = read_conversation(row.data, needs_answer=False)
-        except BadChat as problem:
+        except RowProblem as problem:
             raise DataError(str(BadRow.of(row, str(problem)))) from None
         if chat.messages[-1]["role"] == "assistant":
             chat = replace(chat, messages=chat.messages[:-1])

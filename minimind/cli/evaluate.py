@@ -98,16 +98,18 @@ def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.data:
         found["perplexity"] = [
-            measure_perplexity(
-                model,
-                tokenizer,
-                find_data_file(path, "val"),
-                format=options.format,
-                seq_len=options.seq_len,
-                max_rows=options.max_rows,
-                on_bad_row=options.on_bad_row,
-                progress=True,
-            ).to_dict()
+            asdict(
+                measure_perplexity(
+                    model,
+                    tokenizer,
+                    find_data_file(path, "val"),
+                    format=options.format,
+                    seq_len=options.seq_len,
+                    max_rows=options.max_rows,
+                    on_bad_row=options.on_bad_row,
+                    progress=True,
+                )
+            )
             for path in options.data
         ]
     if options.choices:

@@ -47,10 +47,12 @@ def read_json_fields(path: Path, **options: Any) -> dict[str, Any]:
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes an object of JSON, as `object_pairs_hook`. Raises ValueError for a key that stands
     twice, of which `json.loads` would take the last."""
-    keys = [key for key, _ in pairs]
-    if twice := {key for key in keys if keys.count(key) > 1}:
-        raise ValueError(f"the key {sorted(twice)[0]!r} stands twice")
-    return dict(pairs)
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f'the key "{twice}" stands twice in one object')
+    return data
 
 
 def parse_json(text: str, **options: Any) -> Any:

@@ -76,7 +76,7 @@ class PackedRows:
             self.mixture.lengths,
             seq_len,
             seed=seed,
-            long_documents="split" if self._format.split_long else "truncate",
+            split_long=self._format.split_long,
             documents_per_unit=self._unit_size,
         )
 

@@ -45,6 +45,19 @@ def build_bpe(
             raise DataError(f"{origin}: {TOKENIZER_FILE} cannot be loaded: {error}") from None
 
 
+def added_token(id: int, content: str, *, special: bool) -> dict[str, Any]:
+    """Gives an added token as tokenizer.json has it; decoding may skip a special one."""
+    return {
+        "id": id,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
 @contextmanager
 def panics_as_errors(origin: str) -> Iterator[None]:
     """Turns a panic of the library's Rust, which is no Exception and would end a program, into a

@@ -109,7 +109,7 @@ def _with_thought(turns: list[Turn], data: Data) -> list[Turn]:
     if thought is None:
         return turns
     if not isinstance(thought, str) or not is_prose(thought):
-        key = next(key for key in REASONING if data.get(key) == thought)
+        key = next(key for key in REASONING if data.get(key) not in (None, ""))
         raise RowProblem(f'"{key}" is {json.dumps(thought)}, which is no reasoning: leave it out')
     *before, last = turns
     if last.get("reasoning_content", thought) != thought:
@@ -134,9 +134,7 @@ def read_side(data: Data, key: str, role: str, unread: set[str]) -> list[Turn]:
 
 
 def read_completion(data: Data, unread: set[str]) -> Data:
-    prompt = read_side(data, "prompt", "user", unread)
-    if any(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in prompt):
-        prompt = [_untrained(turn) for turn in prompt]
+    prompt = map(_untrained, read_side(data, "prompt", "user", unread))
     if "completion" in data and "response" in data:
         raise RowProblem('"completion" and "response" both: keep one of them')
     key = "completion" if "completion" in data else "response"

@@ -68,7 +68,6 @@ class ChatEncoder:
         self._end_token = f"(?<!{_SPELLED}){end_token}"
         end = f"{self._end_token}\n?"
         header = self._find_header(end)
-        self._unread: set[str] = set()
         self._turn = re.compile(f"(?<!{_SPELLED}){re.escape(header)}(.*?{end})", re.DOTALL)
 
     def _find_header(self, end: str) -> str:
@@ -86,25 +85,19 @@ class ChatEncoder:
             )
         return header
 
-    def check_shown(self, chat: Chat, spans: Sequence[Span]) -> None:
+    def check_shown(self, chat: Chat, spans: Sequence[Span], unread: set[str]) -> None:
         """Checks that the rendered conversation contains every part of `chat`, since templates
-        leave out parts they do not know. Reasoning that is left out is noted (see `take_unread`);
-        any other omission raises DataError."""
+        leave out parts they do not know. Adds reasoning that is left out to `unread`; raises
+        DataError for any other omission."""
         text = "".join(text for text, _ in spans)
         if _MARK in text:
             text = text.replace(_SPELLED, "").replace(_LITERAL, _MARK)
-        self._unread.update(find_losses(chat.messages, text, self._tokenizer.origin))
+        unread.update(find_losses(chat.messages, text, self._tokenizer.origin))
         if chat.tools and not self._shows_tools:
             raise DataError(
                 f"the chat template of {self._tokenizer.origin} does not show tools, and the row "
                 "has some: leave them out of the data, or use a tokenizer whose template does"
             )
-
-    def take_unread(self) -> tuple[str, ...]:
-        """Gives descriptions of the parts that the template left out since the last call."""
-        found = tuple(sorted(self._unread))
-        self._unread.clear()
-        return found
 
     @cached_property
     def _shows_tools(self) -> bool:
@@ -176,7 +169,7 @@ class ChatEncoder:
         )
         return [(text, False)]
 
-    def unfinished_spans(self, chat: Chat, options: Mapping[str, Any] | None = None) -> list[Span]:
+    def unfinished_spans(self, chat: Chat, options: Mapping[str, Any] | None) -> list[Span]:
         """Renders a conversation up to the last character of its last turn, which is to be
         continued (of its thoughts, where the turn has nothing else). Raises DataError."""
         *before, last = chat.messages

@@ -68,7 +68,7 @@ COMPRESSIONS: dict[str, tuple[bytes, Callable[[BinaryIO], BinaryIO]]] = {
 }
 """For each compression, a pattern of a file's first bytes, and the function that decompresses
 it."""
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
+_COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
 BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError)
 """The errors, besides zlib.error, that reading a damaged file raises."""
 
@@ -120,7 +120,7 @@ def find_container(path: str, head: bytes) -> Container:
         return PARQUET
     if head[257:262] == b"ustar":
         _refuse(path, "is a tar archive", "unpack it (tar -xf FILE) and give its files")
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     for magic, what, todo in FOREIGN_BY_BYTES:
         if head.startswith(magic) and not (suffix in DOCUMENT.suffixes and magic in _WORDS):
             _refuse(path, what, todo)
@@ -174,10 +174,10 @@ def find_container(path: str, head: bytes) -> Container:
     return JSON_LINES
 
 
-def _suffix(path: str) -> str:
-    """Gives the suffix of a file's name, without that of its compression."""
+def suffix_of(path: str) -> str:
+    """Gives the suffix of a file's name in lower case, without that of its compression."""
     name = path.lower()
-    for suffix in COMPRESSED_SUFFIXES:
+    for suffix in _COMPRESSED_SUFFIXES:
         name = name.removesuffix(suffix)
     return Path(name).suffix
 

@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,6 @@ from minimind.config.json_file import check_regular
 from minimind.config.spelling import did_you_mean_file
 from minimind.data.containers import (
     BROKEN,
-    COMPRESSED_SUFFIXES,
     COMPRESSIONS,
     CONTAINERS,
     HEAD_BYTES,
@@ -26,6 +26,7 @@ from minimind.data.containers import (
     Container,
     find_compression,
     find_container,
+    suffix_of,
 )
 from minimind.data.jsonl import BadRow
 from minimind.errors import ConfigError, DataError
@@ -83,8 +84,7 @@ class DataFile:
     def as_plain_text(self, container: Container) -> DataFile:
         """Gives the same plain-text files, split into documents by `container`. Raises ConfigError
         where the source is not plain text."""
-        if not all(member.container in PLAIN_TEXTS for member in self.members):
-            other = next(m for m in self.members if m.container not in PLAIN_TEXTS)
+        if other := next((m for m in self.members if m.container not in PLAIN_TEXTS), None):
             raise ConfigError(
                 f"--format {container.name} is about plain text, and {other.path} is "
                 f"{other.container.what}: leave --format out"
@@ -101,7 +101,8 @@ class DataFile:
                 (member.container, member.compression) for member in self.members
             )
         ]
-        others = f" (not read: {_some(self.others)})" if self.others else ""
+        some = ", ".join(self.others[:5]) + (", …" * (len(self.others) > 5))
+        others = f" (not read: {some})" if some else ""
         if len(self.members) > 1 or others:
             return f"{len(self.members)} files, {' and '.join(kinds)}{others}"
         return "" if kinds == ["JSON lines"] else kinds[0]
@@ -110,15 +111,10 @@ class DataFile:
 def find_data(path: str | Path) -> DataFile:
     """Examines the beginning of each file of a source, without computing the hash. Raises DataError
     where the source is missing, unreadable, empty or in no format that has rows."""
-    members, size = [], 0
-    for name in find_members(str(path)):
-        with open_data(name) as file:
-            head = file.read(HEAD_BYTES)
-            size += os.fstat(file.fileno()).st_size
-        if not head:
-            raise DataError(f"{name}: is empty; it needs one JSON object a line")
-        members.append(_recognise(name, head))
-    return DataFile(str(path), tuple(members), size, "", others=_others(Path(path), members))
+    names, others = _find_members(str(path))
+    members = tuple(map(_recognise, names))
+    size = sum(os.path.getsize(name) for name in names)
+    return DataFile(str(path), members, size, "", others=tuple(Path(name).name for name in others))
 
 
 def scan_data(path: str | Path) -> DataFile:
@@ -129,7 +125,7 @@ def scan_data(path: str | Path) -> DataFile:
     total = 0
     for member in found.members:
         size = 0
-        with open_data(member.path) as file:
+        with _open(member.path) as file:
             while chunk := file.read(_HASH_CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
@@ -159,19 +155,16 @@ def read_rows(file: DataFile) -> Iterator[tuple[Row | BadRow, int]]:
     Raises DataError where a file breaks off."""
     done = offset = 0
     for member in file.members:
-        with open_data(member.path) as raw:
-            stream = _decompressed(raw, member.compression)
-            try:
-                for row, offset in member.container.read(stream, member.path):
-                    yield row, done + offset
-            except (*BROKEN, zlib.error) as error:
-                if not member.compression:
-                    raise
-                raise DataError(_broken(member.path, member.compression, error)) from None
+        with (
+            _open(member.path) as raw,
+            _decompressed(raw, member.path, member.compression) as stream,
+        ):
+            for row, offset in member.container.read(stream, member.path):
+                yield row, done + offset
         done += offset
 
 
-def open_data(path: str | Path) -> BinaryIO:
+def _open(path: str) -> BinaryIO:
     """Opens a data file for reading bytes. Raises DataError."""
     try:
         check_regular(path)
@@ -185,10 +178,10 @@ def open_data(path: str | Path) -> BinaryIO:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def find_members(path: str) -> list[str]:
+def _find_members(path: str) -> tuple[list[str], list[str]]:
     """Lists, sorted by name, the files of a folder and its subfolders, or those that match a glob
-    pattern; a single file lists itself. Raises DataError where there are none, and for a folder
-    that holds several splits."""
+    pattern; a single file lists itself. Lists apart the files of a folder that are no data. Raises
+    DataError where there are none, and for a folder that holds several splits."""
     place = Path(path)
     if place.is_dir():
         found = sorted(str(entry) for entry in place.rglob("*") if entry.is_file())
@@ -196,27 +189,17 @@ def find_members(path: str) -> list[str]:
         if not usable:
             raise DataError(f"{path}: is a folder without a file of {', '.join(SUFFIXES)}")
         _check_splits(path, usable)
-        return usable
+        return usable, sorted({*found} - {*usable})
     if not place.exists() and glob.has_magic(path):
         found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
         if not found:
             raise DataError(f"{path}: no file has such a name (in the folder {Path.cwd()})")
-        return found
-    return [path]
-
-
-def _others(place: Path, members: Sequence[Member]) -> tuple[str, ...]:
-    if not place.is_dir():
-        return ()
-    read = {member.path for member in members}
-    found = (entry for entry in sorted(place.rglob("*")) if entry.is_file())
-    return tuple(entry.name for entry in found if str(entry) not in read)
+        return found, []
+    return [path], []
 
 
 def _is_data(name: str) -> bool:
-    for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name.endswith(SUFFIXES) and not Path(name).name.startswith(".")
+    return suffix_of(name) in SUFFIXES and not Path(name).name.startswith(".")
 
 
 def _check_splits(path: str, names: Sequence[str]) -> None:
@@ -228,28 +211,27 @@ def _check_splits(path: str, names: Sequence[str]) -> None:
         )
 
 
-def _recognise(path: str, head: bytes) -> Member:
-    compression = find_compression(head)
-    if compression:
-        with open_data(path) as raw:
-            try:
-                head = _decompressed(raw, compression).read(HEAD_BYTES)
-            except (*BROKEN, zlib.error) as error:
-                raise DataError(_broken(path, compression, error)) from None
-        if head.startswith((b"PAR1",)) or find_compression(head):
-            raise DataError(f"{path}: holds a file within {compression}: decompress it")
-        if not head:
-            raise DataError(f"{path}: is empty; it needs one JSON object a line")
+def _recognise(path: str) -> Member:
+    with _open(path) as raw:
+        head = raw.read(HEAD_BYTES)
+        if compression := find_compression(head):
+            raw.seek(0)
+            with _decompressed(raw, path, compression) as stream:
+                head = stream.read(HEAD_BYTES)
+            if head.startswith(b"PAR1") or find_compression(head):
+                raise DataError(f"{path}: holds a file within {compression}: decompress it")
+    if not head:
+        raise DataError(f"{path}: is empty; it needs one JSON object a line")
     return Member(path, find_container(path, head), compression)
 
 
-def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
-    return COMPRESSIONS[compression][1](file) if compression else file
-
-
-def _broken(path: str, compression: str, error: Exception) -> str:
-    return f"{path}: is cut short or damaged, {compression} says: {error}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+@contextmanager
+def _decompressed(file: BinaryIO, path: str, compression: str) -> Iterator[BinaryIO]:
+    """Decompresses a file while it is read. Raises DataError where it is damaged."""
+    if not compression:
+        yield file
+        return
+    try:
+        yield COMPRESSIONS[compression][1](file)
+    except (*BROKEN, zlib.error) as error:
+        raise DataError(f"{path}: is cut short or damaged, {compression} says: {error}") from None

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from minimind.config.json_file import check_depth
-from minimind.data.jsonl import BadRow, json_type, unique_keys
+from minimind.config.json_file import check_depth, no_duplicates
+from minimind.data.jsonl import BadRow, json_type
 from minimind.errors import DataError
 from minimind.types import Row
 
@@ -24,7 +24,7 @@ def read_array(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
     """Yields each element as a row, with the number of bytes of text read so far; an element that
     is no object becomes a BadRow. Raises DataError where the array itself breaks off."""
     text = _Text(file, name)
-    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
+    decoder = json.JSONDecoder(object_pairs_hook=no_duplicates)
     text.skip("[")
     number = 0
     while not text.skip("]"):

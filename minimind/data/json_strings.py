@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from minimind.config import json_file
-from minimind.data.jsonl import RowProblem, json_type, unique_keys
+from minimind.data.jsonl import RowProblem, json_type
 
 _PYTHON = re.compile(r"\s*(?:\[\s*)?\{\s*'")
 
@@ -16,13 +16,13 @@ def parse_json(text: str, what: str) -> Any:
     """Parses JSON. Raises RowProblem, which calls the text `what`, where it is not JSON or an
     object repeats a key."""
     try:
-        return json_file.parse_json(text, object_pairs_hook=unique_keys)
+        return json_file.parse_json(text, object_pairs_hook=json_file.no_duplicates)
     except json.JSONDecodeError as error:
         hint = ""
         if _PYTHON.match(text):
             hint = " (it is Python's text of a value: write it with json.dumps)"
         raise RowProblem(f"{what} is not JSON: {error}{hint}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RowProblem(f"{what} is not usable JSON: {error}") from None
 
 

@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO, Literal
 
-from minimind.config.json_file import check_depth
+from minimind.config.json_file import check_depth, no_duplicates
+from minimind.errors import DataError
 from minimind.types import Row
 
+OnBadRow = Literal["stop", "skip"]
+"""What happens where rows cannot be used: an error that lists them, or they are left out."""
 MAX_LINE_BYTES = 256 << 20
 """The longest allowed line. A row is parsed in memory, and a file without line ends is not JSON
 lines."""
@@ -45,10 +48,10 @@ class BadRow:
 
 
 class RowProblem(ValueError):
-    """Says why a row cannot be read."""
+    """Says why a row, or a part of it, cannot be used."""
 
 
-def spell_place(path: str, line: int, unit: str = "line") -> str:
+def spell_place(path: str, line: int, unit: str) -> str:
     """Gives a row's place as a text: `a.jsonl:3`, or `a.json row 3`."""
     return f"{path}:{line}" if unit == "line" else f"{path} {unit} {line}"
 
@@ -66,6 +69,12 @@ def bad_rows_message(bad: Sequence[BadRow], total: int) -> str:
         lines.append(f"… and {total - len(lines):,} more")
     lines.append(f"{total} bad row{'s' if total > 1 else ''}")
     return "\n".join(lines)
+
+
+def bad_rows_error(bad: Sequence[BadRow], total: int) -> DataError:
+    """Makes the error that lists bad rows and says what to do."""
+    message = bad_rows_message(bad, total)
+    return DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
@@ -103,18 +112,7 @@ def _skip_line(file: BinaryIO) -> int:
     return skipped
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds an object from the pairs of a JSON text. Raises ValueError for a key that occurs
-    twice, since one of its values would be lost."""
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f'the key "{twice}" stands twice in one object')
-    return data
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
+_DECODER = json.JSONDecoder(object_pairs_hook=no_duplicates)
 
 
 def _parse(raw: bytes) -> dict | str:
@@ -136,10 +134,11 @@ def _parse(raw: bytes) -> dict | str:
     return data
 
 
-def missing_key(row: Row, key: str, example: str) -> str:
-    """Says that a row has no `key`, and which keys it has."""
-    found = ", ".join(repr(key) for key in list(row.data)[:5]) or "none"
-    return f'no key "{key}" (keys found: {found}); a row looks like {example}'
+def require_key(row: Row, key: str, example: str) -> None:
+    """Raises RowProblem, which names the keys found, where a row has no `key`."""
+    if key not in row.data:
+        found = ", ".join(repr(key) for key in list(row.data)[:5]) or "none"
+        raise RowProblem(f'no key "{key}" (keys found: {found}); a row looks like {example}')
 
 
 def json_type(value: object) -> str:

@@ -13,13 +13,10 @@ from functools import lru_cache
 import numpy as np
 
 from minimind.data.batching import PackedRows
-from minimind.data.collate import collate
-from minimind.data.mixture import WeightedSource, parse_data_args
-from minimind.data.prefetch import read_steps
+from minimind.data.mixture import WeightedSource
+from minimind.data.prefetch import prefetched
 from minimind.errors import ConfigError
 from minimind.types import Batch
-
-__all__ = ["EvalLoader", "PackedLoader", "WeightedSource", "collate", "parse_data_args"]
 
 
 class PackedLoader:
@@ -50,7 +47,8 @@ class PackedLoader:
                 f"{micro_batch} rows on each of {world_size} ranks: it must be a multiple of "
                 f"{micro_batch * world_size}"
             )
-        self._rows = PackedRows(sources, seq_len, seed, pad_id)
+        self.rows = PackedRows(sources, seq_len, seed, pad_id)
+        """The rows of an epoch."""
         self._rows_per_step = rows_per_step
         self.micro_batch = micro_batch
         self._rank = rank
@@ -62,39 +60,18 @@ class PackedLoader:
     @property
     def num_rows(self) -> int:
         """Gives the number of rows in an epoch, over all ranks."""
-        return len(self._rows)
-
-    @property
-    def tokens_per_epoch(self) -> int:
-        """Gives the number of tokens in an epoch, without padding."""
-        return self._rows.plan.num_tokens
-
-    @property
-    def padding_share(self) -> float:
-        return self._rows.plan.padding_share
+        return len(self.rows)
 
     @property
     def num_units(self) -> int:
-        """Gives the number of units in an epoch: documents, pieces of long documents, or pairs.
-        PackedRow numbers them from 0."""
-        return self._rows.num_units
-
-    @property
-    def num_truncated(self) -> int:
-        """Gives the number of documents in an epoch that were cut to fit a row (in formats that
-        truncate)."""
-        return self._rows.plan.num_truncated
-
-    def count_lost(self) -> int:
-        """Counts the units from which nothing is learned because they were cut to fit a row: a
-        document without any target left, or a pair whose documents have become equal."""
-        return self._rows.count_lost()
+        """Gives the number of units in an epoch, which PackedRow numbers from 0."""
+        return self.rows.num_units
 
     @property
     def fingerprint(self) -> str:
         """Identifies the data, tokenizer, format, weights, row length and seed: loaders with the
         same fingerprint give the same rows in the same order."""
-        return self._rows.fingerprint
+        return self.rows.fingerprint
 
     def steps(self, epochs: float) -> int:
         """Gives the number of optimizer steps that read `epochs` passes; the last step may reach
@@ -103,36 +80,36 @@ class PackedLoader:
 
     def batches(self, step: int) -> list[Batch]:
         """Builds this rank's micro-batches of an optimizer step, counted from 0."""
-        return [self._rows.batch(rows) for rows in self._micro_batches(step)]
+        return [self.rows.batch(rows) for rows in self._micro_batches(step)]
 
     def all_batches(self) -> Iterator[Batch]:
         """Yields the micro-batches of all ranks in the first epoch; the last one may reach into the
         second."""
         for first in range(0, self.num_rows, self.micro_batch):
-            yield self._rows.batch(self._rows_at(first, self.micro_batch))
+            yield self.rows.batch(self._rows_at(first, self.micro_batch))
 
     def describe(self, step: int, micro: int) -> list[str]:
         """Gives `file:line` of every document in one of this rank's micro-batches, row by row."""
         rows = self._micro_batches(step)[micro]
-        return [source for row in rows for source in self._rows.describe(row)]
+        return [source for row in rows for source in self.rows.describe(row)]
 
-    def read(
-        self, from_step: int, to_step: int, pin: bool = False, ahead: int = 2
-    ) -> Iterator[list[Batch]]:
-        """Yields the micro-batches of each step. A background thread builds them, `ahead` steps
-        before they are used, and with `pin` in page-locked memory. Closing the iterator ends the
+    def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[Batch]]:
+        """Yields the micro-batches of each step. A background thread builds them some steps before
+        they are used, and with `pin` in page-locked memory. Closing the iterator ends the
         thread."""
-        return read_steps(self.batches, range(from_step, to_step), pin, ahead)
+
+        def build() -> Iterator[list[Batch]]:
+            for step in range(from_step, to_step):
+                batches = self.batches(step)
+                yield [batch.pin_memory() for batch in batches] if pin else batches
+
+        return prefetched(build())
 
     def _micro_batches(self, step: int) -> list[list[int]]:
-        rows = self._step_rows(step)
+        rows = self._rows_at(step * self._rows_per_step, self._rows_per_step)
         size = self.micro_batch
         stride = size * self._world_size
         return [rows[at : at + size] for at in range(self._rank * size, len(rows), stride)]
-
-    def _step_rows(self, step: int) -> list[int]:
-        """Gives the rows of a step over all ranks, in order."""
-        return self._rows_at(step * self._rows_per_step, self._rows_per_step)
 
     def _rows_at(self, first: int, count: int) -> list[int]:
         """Gives `count` rows of the endless sequence, from number `first` on."""
@@ -167,8 +144,9 @@ class EvalLoader:
         always the same one. `first_unit` is the number of the first unit, which follows those of
         the training data."""
         unweighted = [WeightedSource(source.cache) for source in sources]
-        self._rows = PackedRows(unweighted, seq_len, 0, pad_id, first_unit)
-        chosen = np.arange(len(self._rows))
+        self.rows = PackedRows(unweighted, seq_len, 0, pad_id, first_unit)
+        """All rows of the data, read or not."""
+        chosen = np.arange(len(self.rows))
         if 0 < max_rows < len(chosen):
             # The first rows of a plan hold the longest documents, so the part is drawn at random.
             chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:max_rows])
@@ -182,23 +160,14 @@ class EvalLoader:
         return len(self._chosen)
 
     @property
-    def num_rows_there(self) -> int:
-        """Gives the number of rows in the data, read or not."""
-        return len(self._rows)
-
-    @property
     def num_units(self) -> int:
         """Gives the number of units in the data, read or not."""
-        return self._rows.num_units
-
-    @property
-    def padding_share(self) -> float:
-        return self._rows.plan.padding_share
+        return self.rows.num_units
 
     @property
     def fingerprint(self) -> str:
         """Identifies the data, tokenizer, format and row length, and the number of rows read."""
-        return f"{self._rows.fingerprint}-{self.num_rows}"
+        return f"{self.rows.fingerprint}-{self.num_rows}"
 
     def __len__(self) -> int:
         """Gives the number of batches on each rank."""
@@ -215,4 +184,4 @@ class EvalLoader:
 
     def _batch(self, number: int) -> Batch:
         first = number * self.micro_batch
-        return self._rows.batch(self._chosen[first : first + self.micro_batch], self.micro_batch)
+        return self.rows.batch(self._chosen[first : first + self.micro_batch], self.micro_batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def plan_packing(
     seq_len: int,
     window: int = DEFAULT_WINDOW,
     seed: int = 0,
-    long_documents: Literal["split", "truncate"] = "split",
+    split_long: bool = True,
     documents_per_unit: int = 1,
 ) -> PackingPlan:
     """Packs documents of `lengths` tokens into rows of `seq_len` tokens: best fit decreasing within
@@ -64,17 +64,17 @@ def plan_packing(
 
     Each `documents_per_unit` successive documents form a unit, which goes into one row. A document
     longer than a row is split into pieces, each of which begins with the last token of the piece
-    before, so that every transition between tokens is kept; or the documents of a unit are
-    truncated to the largest common length at which they fit a row together. Windows keep rows
-    mixed: sorting all documents at once would put all short ones together. The plan depends only on
-    the arguments. Raises ConfigError for a seq_len below 2.
+    before, so that every transition between tokens is kept. Without `split_long` the documents of a
+    unit are truncated to the largest common length at which they fit a row together. Windows keep
+    rows mixed: sorting all documents at once would put all short ones together. The plan depends
+    only on the arguments. Raises ConfigError for a seq_len below 2.
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len is {seq_len}; a row needs at least 2 tokens to predict one")
     lengths = np.asarray(lengths, dtype=np.int64)
-    assert long_documents == "truncate" or documents_per_unit == 1, "a split unit is none"
+    assert not split_long or documents_per_unit == 1, "a split unit is none"
     num_truncated = 0
-    if long_documents == "truncate":
+    if not split_long:
         fitting = _truncate(lengths.reshape(-1, documents_per_unit), seq_len).reshape(-1)
         num_truncated = int((fitting < lengths).sum())
         lengths = fitting

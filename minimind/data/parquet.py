@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from minimind.data.jsonl import BadRow, unique_keys
+from minimind.config.json_file import no_duplicates
+from minimind.data.jsonl import BadRow
 from minimind.errors import DataError
 from minimind.types import Row
 
@@ -62,16 +63,12 @@ def _cleaner(kind: pyarrow.DataType) -> Clean | None:
         inner = {field.name: clean for field in fields if (clean := _cleaner(field.type))}
         return lambda value: _given(value, inner)
     if types.is_map(kind):
-        clean_item = _cleaner(kind.item_type) or _same
+        clean_item = _cleaner(kind.item_type) or (lambda item: item)
         return lambda pairs: {
             key: None if item is None else clean_item(item)
-            for key, item in unique_keys(pairs).items()
+            for key, item in no_duplicates(pairs).items()
         }
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if is_list and (clean_one := _cleaner(kind.value_type)):
         return lambda items: [None if item is None else clean_one(item) for item in items]
     return None
-
-
-def _same(value: Any) -> Any:
-    return value

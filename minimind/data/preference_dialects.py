@@ -18,7 +18,7 @@ from minimind.data.chat_dialects import (
     spells_turns,
     unpack_turns,
 )
-from minimind.data.dialects import OWN, Data, Dialect, has_turns
+from minimind.data.dialects import OWN, Data, Dialect, as_text, has_turns
 from minimind.data.jsonl import RowProblem
 from minimind.data.row_keys import KeyTable, Refusal
 from minimind.data.row_refusals import NO_MEDIA, PAIR_REFUSED
@@ -117,14 +117,14 @@ def _read_openai_pair(data: Data, unread: set[str]) -> Data:
 
 
 def _read_transcripts(data: Data, unread: set[str]) -> Data:
+    if any(data.get(side) is None for side in _SIDES):
+        return data  # the format says so
     _check_scores(data)
-    return {**read_shared(data), **{side: _transcript(data[side], side) for side in _SIDES}}
-
-
-def _transcript(text: object, side: str) -> list[Turn]:
-    if not isinstance(text, str):
-        raise RowProblem(f'"{side}" is no string')
-    return read_transcript(text, f'"{side}"')
+    read = read_shared(data)
+    for side in _SIDES:
+        what = f'"{side}"'
+        read[side] = read_transcript(as_text(data[side], what), what)
+    return read
 
 
 def _pair_keys(*used: Mapping[str, str]) -> KeyTable:

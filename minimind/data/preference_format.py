@@ -6,16 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from minimind.data.chat_encoding import Chat, ChatEncoder, Span
-from minimind.data.chat_format import (
-    BadChat,
-    chat_spans,
-    encode_rows,
-    read_chat,
-    with_row_parts,
-)
+from minimind.data.chat_format import chat_spans, encode_rows, read_conversation
 from minimind.data.collate import collate_units
 from minimind.data.formats import Format
-from minimind.data.jsonl import BadRow, missing_key
+from minimind.data.jsonl import BadRow, RowProblem, require_key
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import PairSample, Row
 
@@ -33,27 +27,26 @@ def preference_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[PairSa
     )
 
 
-def _read_sides(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
+def _read_sides(row: Row, encoder: ChatEncoder, unread: set[str]) -> list[list[Span]]:
     for side in _SIDES:
-        if side not in row.data:
-            raise BadChat(missing_key(row, side, '{"chosen": [turns], "rejected": [turns]}'))
-    chats = [with_row_parts(read_chat(row.data[side], f'"{side}"'), row.data) for side in _SIDES]
-    sides = [chat_spans(encoder, chat) for chat in chats]
+        require_key(row, side, '{"chosen": [turns], "rejected": [turns]}')
+    chats = [read_conversation(row.data, side) for side in _SIDES]
+    sides = [chat_spans(encoder, chat, unread) for chat in chats]
     if sides[0] == sides[1]:
-        raise BadChat('"chosen" and "rejected" are the same: there is no preference to learn')
+        raise RowProblem('"chosen" and "rejected" are the same: there is no preference to learn')
     _check_one_prompt(*chats)
     return sides
 
 
 def _check_one_prompt(chosen: Chat, rejected: Chat) -> None:
-    """Raises BadChat where the two sides differ before an answer."""
+    """Raises RowProblem where the two sides differ before an answer."""
     if chosen.tools != rejected.tools:
-        raise BadChat('"chosen" and "rejected" have other tools: a pair answers one prompt')
+        raise RowProblem('"chosen" and "rejected" have other tools: a pair answers one prompt')
     for number, turns in enumerate(zip(chosen.messages, rejected.messages, strict=False), start=1):
         if turns[0] != turns[1]:
             roles = {turn["role"] for turn in turns}
             if roles != {"assistant"}:
-                raise BadChat(
+                raise RowProblem(
                     f'"chosen" and "rejected" part at turn {number} ({" and ".join(sorted(roles))})'
                     ": a pair is two answers to one prompt"
                 )

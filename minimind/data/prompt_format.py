@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
-from minimind.data.chat_format import BadChat, checked_spans, encode_rows, read_conversation
+from minimind.data.chat_format import checked_spans, encode_rows, read_conversation
 from minimind.data.collate import collate_units
 from minimind.data.formats import TEXT_COLUMN, Format
 from minimind.data.json_strings import check_json
-from minimind.data.jsonl import BadRow, RowProblem, missing_key
+from minimind.data.jsonl import BadRow, RowProblem, require_key
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import PackedRow, Row, Sample, UnitBatch
 
 _RIGHT_ANSWERS = {"gt", "answer", "solution", "ground_truth"}
-_EXAMPLE = '{"conversations": [{"role": "user", "content": "…"}], "gt": …}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +50,11 @@ def prompt_samples(
     turn is empty or missing. The assistant's turn opens with a thinking block if `thinking`, else
     with an empty one."""
 
-    def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
-        chat = read_prompt(row)
-        return [checked_spans(encoder, chat, lambda chat: encoder.prompt_spans(chat, thinking))]
+    def read(row: Row, encoder: ChatEncoder, unread: set[str]) -> list[list[Span]]:
+        def render(chat: Chat) -> list[Span]:
+            return encoder.prompt_spans(chat, thinking)
+
+        return [checked_spans(encoder, read_prompt(row), render, unread)]
 
     def build(row: Row, prompts: list[Sample]) -> Sample:
         return replace(
@@ -64,34 +65,33 @@ def prompt_samples(
 
 
 def read_prompt(row: Row) -> Chat:
-    """Gives the turns of a row's prompt, without an empty last one. Raises BadChat."""
-    if "conversations" not in row.data:
-        raise BadChat(missing_key(row, "conversations", _EXAMPLE))
+    """Gives the turns of a row's prompt, without an empty last one. Raises RowProblem."""
+    example = '{"conversations": [{"role": "user", "content": "…"}], "gt": …}'
+    require_key(row, "conversations", example)
     if "gt" in row.data and "answer" in row.data and row.data["gt"] != row.data["answer"]:
-        raise BadChat('"gt" and "answer" differ: both name the right answer, so give one of them')
+        raise RowProblem(
+            '"gt" and "answer" differ: both name the right answer, so give one of them'
+        )
     for key in _RIGHT_ANSWERS & row.data.keys():
-        try:
-            check_json(row.data[key], f'"{key}"')
-        except RowProblem as problem:
-            raise BadChat(str(problem)) from None
+        check_json(row.data[key], f'"{key}"')
     chat = read_conversation(row.data, needs_answer=False)
     messages = chat.messages
     if messages[-1]["role"] == "assistant":
         if not _is_empty(messages[-1]):
-            raise BadChat(
+            raise RowProblem(
                 'the last turn of "conversations" is an answer already: leave it empty or out, '
                 'and give the right answer, if it is to be checked, as "gt"'
             )
         messages = messages[:-1]
     for number, message in enumerate(messages, start=1):
         if message["role"] == "assistant" and _is_empty(message):
-            raise BadChat(
+            raise RowProblem(
                 f'turn {number} of "conversations" (assistant) is empty; only the last may be'
             )
     last = messages[-1]["role"] if messages else None
     if last not in ("user", "tool"):
         ends = f"ends in a turn of the {last}" if last else "holds no turn but the empty one"
-        raise BadChat(
+        raise RowProblem(
             f'"conversations" {ends}: a prompt ends in a turn of the user or a tool, which the '
             "assistant answers"
         )

@@ -6,10 +6,8 @@ A report names a key and where it occurs: "'source'" is a row's key, "'name' of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from minimind.config.spelling import find_slip
@@ -19,7 +17,6 @@ _MOST_KNOWN = 4096
 _EMPTY: tuple[Any, ...] = ("", [], {})
 """Values that count as empty: a key with one of these, or null, counts as missing."""
 _FLAGS = ("on", "off", "yes", "no", "true", "false", "none", "low", "medium", "high")
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +30,6 @@ class Refusal:
     key is reported as unread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Suspicion:
-    """Holds words that make an unknown key suspicious: it seems to change the meaning and is
-    refused."""
-
-    words: tuple[str, ...]
-    refusal: Refusal
-
-    def of(self, key: str) -> Refusal | None:
-        """Gives the refusal if the key contains one of the words, else None."""
-        return self.refusal if any(word in self.words for word in _words(key)) else None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class KeyTable:
     """Lists the keys of one kind of object: a row in one form, a turn, or a tool call."""
@@ -55,7 +39,8 @@ class KeyTable:
     used: Mapping[str, str]
     """The keys that are used, each with its meaning."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
-    suspect: Suspicion | None = None
+    suspect: Callable[[str], Refusal | None] = lambda key: None
+    """Takes an unknown key, and gives its refusal if it seems to change the meaning."""
     hands_on: bool = False
     """True where all other keys stay in the row, for the user's functions."""
     _others: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False)
@@ -83,15 +68,13 @@ class KeyTable:
                 )
             if value in _EMPTY:
                 continue
-            if not refusal and self.suspect:
-                refusal = self.suspect.of(key)
-            if refusal and refusal.applies(value, self._read_of(data)):
-                raise RowProblem(f'the key "{key}"{self.of}: {refusal.why}')
+            refusal = refusal or self.suspect(key)
+            if refusal:
+                read = {name: data[name] for name in keys if name in self.used}
+                if refusal.applies(value, read):
+                    raise RowProblem(f'the key "{key}"{self.of}: {refusal.why}')
             if not self.hands_on:
                 unread.add(f"'{key}'{self.of}")
-
-    def _read_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in data.items() if key in self.used}
 
 
 def is_prose(value: object) -> bool:
@@ -108,12 +91,6 @@ def is_number_like(value: object) -> bool:
     return isinstance(value, bool | int | float) or (
         isinstance(value, str) and value.strip().lower() in _FLAGS
     )
-
-
-@lru_cache(maxsize=4096)
-def _words(key: str) -> tuple[str, ...]:
-    """Splits a name such as loss_mask or lossMask into its words, in lower case."""
-    return tuple(word.lower() for word in _WORD.findall(key))
 
 
 def choose(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

@@ -102,7 +102,9 @@ NO_MEDIA = {
     key: TURNS.refused[key] for key in TURNS.refused if key.startswith(("image", "audio", "video"))
 }
 """Refusals that apply to every kind of row."""
-BESIDE = {
+_REFUSED = {
+    **NO_MEDIA,
+    # Texts beside a conversation. A key that a form reads counts as used and is not refused.
     **dict.fromkeys(
         ("instruction", "instructions", "system_instruction", "developer", "question", "query",
          "problem", "prompt", "input", "context", "persona", "character", "profile", "scenario",
@@ -110,9 +112,7 @@ BESIDE = {
         _UNSAID,
     ),
     **dict.fromkeys((*REASONING, "analysis", "rationale"), _UNTHOUGHT),
-}  # fmt: skip
-"""Texts beside a conversation. A key that a form reads counts as used and is not refused."""
-WEIGHED = {
+    # How much, or which part, of a row is to be learned.
     **dict.fromkeys(
         ("weight", "weights", "sample_weight", "example_weight", "train_weight", "loss_weight",
          "loss_scale"),
@@ -132,11 +132,9 @@ WEIGHED = {
     ),
     **dict.fromkeys(("train_on_inputs", "train_on_input", "train_on_prompt"), _PROMPTS),
 }  # fmt: skip
-"""Keys that say how much, or which part, of a row is to be learned."""
+"""Refusals that apply to conversations and to pairs."""
 CHAT_REFUSED = {
-    **NO_MEDIA,
-    **BESIDE,
-    **WEIGHED,
+    **_REFUSED,
     **dict.fromkeys(("output", "response", "answer", "completion", "reply"), _UNANSWERED),
     "chosen": _PAIR,
     "rejected": _PAIR,
@@ -148,9 +146,7 @@ CHAT_REFUSED = {
     ),
 }
 PAIR_REFUSED = {
-    **NO_MEDIA,
-    **BESIDE,
-    **WEIGHED,
+    **_REFUSED,
     "label": Refusal(
         'which answer is the better one is read from "chosen" and "rejected" alone: leave the '
         "row out where the label says otherwise, and the key in the others",

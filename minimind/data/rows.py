@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from minimind.config.spelling import did_you_mean
 from minimind.data import dialects
@@ -19,7 +21,7 @@ from minimind.data.dialects import Dialect, find_dialect
 from minimind.data.jsonl import BadRow, RowProblem, spell_place
 from minimind.data.preference_dialects import PREFERENCE_DIALECTS
 from minimind.data.prompt_dialects import PROMPT_DIALECTS
-from minimind.data.text_dialect import TEXT_DIALECTS
+from minimind.data.row_keys import KeyTable
 from minimind.data.unpaired_dialects import UNPAIRED_DIALECTS
 from minimind.errors import ConfigError, DataError
 from minimind.types import Row
@@ -31,8 +33,16 @@ FIRST_ROWS = 20
 _KEYS_SHOWN = 8
 _MOST_REPORTED = 20
 
+TEXT_DIALECT = Dialect(
+    name=dialects.OWN,
+    title="documents",
+    example='{"text": "…"}',
+    keys=KeyTable("", {"text": "the document"}),
+    matches=lambda data: "text" in data,
+    convert=lambda data, unread: data,
+)
 DIALECTS: dict[str, tuple[Dialect, ...]] = {
-    "text": TEXT_DIALECTS,
+    "text": (TEXT_DIALECT,),
     "chat": (*CHAT_DIALECTS, *DATASET_DIALECTS),
     "preference": PREFERENCE_DIALECTS,
     "unpaired": UNPAIRED_DIALECTS,
@@ -77,12 +87,11 @@ class RowReader:
                 f"{file.path}: is {self.file.describe()}, for {USED_BY['text']} and the tokenizer, "
                 f"not for {users_of(kinds)}, which takes conversations"
             )
-        known = [dialect for kind in kinds for dialect in DIALECTS.get(kind, ())]
-        if format_name and not plain:
-            known = _named(known, format_name, kinds)
-        self._known = known
-        self._named = bool(format_name and not plain)
-        self.dialect, self._example = self._detect() if known else (None, None)
+        self._all = [dialect for kind in kinds for dialect in DIALECTS.get(kind, ())]
+        name = None if plain else format_name
+        self._named = bool(name)
+        self._known = _named(self._all, name, kinds) if name else self._all
+        self.dialect, self._example = self._detect() if self._known else (None, None)
 
     @property
     def key(self) -> list[Any]:
@@ -105,17 +114,30 @@ class RowReader:
         for row, offset in read_rows(self.file):
             yield (self._convert(row) if isinstance(row, Row) else row), offset
 
+    def read(self, label: str) -> Iterator[tuple[Row | BadRow, int]]:
+        """Yields the same as iterating, and shows a bar with this label ("" for none) where stderr
+        is a terminal."""
+        with tqdm(
+            total=self.file.text_size,
+            unit="B",
+            unit_scale=True,
+            desc=f"{label} {Path(self.file.path).name}",
+            disable=None if label else True,
+        ) as bar:
+            for row, offset in self:
+                bar.update(offset - bar.n)
+                yield row, offset
+
     def _convert(self, row: Row) -> Row | BadRow:
         self.num_rows += 1
         dialect = self.dialect
         if dialect is None:
             return row
         if not dialect.matches(row.data):
-            other = find_dialect(self._all(), row.data)
-            if other is not None:
-                return BadRow.of(row, self._mixed(other))
+            if other := find_dialect(self._all, row.data):
+                return BadRow.of(row, self._mixed(dialect, other))
             if dialect.name != dialects.OWN:
-                return BadRow.of(row, self._missing(row))
+                return BadRow.of(row, _missing(dialect, row))
         unread: set[str] = set()
         try:
             data = dialect.read(row.data, unread)
@@ -127,24 +149,12 @@ class RowReader:
             return row
         return Row(data=data, path=row.path, line=row.line, unit=row.unit)
 
-    def _all(self) -> Iterable[Dialect]:
-        return (dialect for kind in self._kinds for dialect in DIALECTS.get(kind, ()))
-
-    def _mixed(self, other: Dialect) -> str:
-        assert self.dialect is not None
+    def _mixed(self, dialect: Dialect, other: Dialect) -> str:
         assert self._example is not None
         first = spell_place(self._example.path, self._example.line, self._example.unit)
         return (
-            f"is in the form of {other.title}, and {first} in that of {self.dialect.title}: the "
+            f"is in the form of {other.title}, and {first} in that of {dialect.title}: the "
             "rows of a file are all in one form, so part the file in two"
-        )
-
-    def _missing(self, row: Row) -> str:
-        assert self.dialect is not None
-        found = ", ".join(map(repr, list(row.data)[:_KEYS_SHOWN])) or "none"
-        return (
-            f"is not in the form of {self.dialect.title}, as the rows before it (keys found: "
-            f"{found}); a row looks like {self.dialect.example}"
         )
 
     def _detect(self) -> tuple[Dialect | None, Row | None]:
@@ -167,7 +177,7 @@ class RowReader:
         place = spell_place(first.path, first.line, first.unit)
         keys = list(first.data)
         found = ", ".join(map(repr, keys[:_KEYS_SHOWN])) + (", …" * (len(keys) > _KEYS_SHOWN))
-        if self._named and (other := find_dialect(self._all(), first.data)):
+        if self._named and (other := find_dialect(self._all, first.data)):
             return (
                 f"{place}: is in the form of {other.title} (keys found: {found}); "
                 f"{self._read_forms()}: leave --format out, or give --format {other.name}"
@@ -186,10 +196,9 @@ class RowReader:
                     f"'.{key}[]' {first.path} > {first.path}.jsonl"
                 )
         common = [dialect for dialect in self._known if dialect not in DATASET_DIALECTS]
-        meant, leading = "", _leading(common)
-        for key in keys:
-            if key not in leading:
-                meant = meant or did_you_mean(key, leading, lambda name: f'"{name}"')
+        leading = list(dict.fromkeys(key for dialect in common for key in dialect.keys.used))
+        guesses = (did_you_mean(k, leading, '"{}"'.format) for k in keys if k not in leading)
+        meant = next(filter(None, guesses), "")
         return (
             f"{place}: is in no form of row for {users_of(self._kinds)} (keys found: "
             f"{found or 'none'}){meant}; {self._read_forms()}"
@@ -218,6 +227,14 @@ def unread_message(path: str, unread: Mapping[str, int], num_rows: int) -> str:
     return f"{path}: of {num_rows:,} rows some carry what is not read: {', '.join(said)}"
 
 
+def _missing(dialect: Dialect, row: Row) -> str:
+    found = ", ".join(map(repr, list(row.data)[:_KEYS_SHOWN])) or "none"
+    return (
+        f"is not in the form of {dialect.title}, as the rows before it (keys found: {found}); a "
+        f"row looks like {dialect.example}"
+    )
+
+
 def _named(known: Sequence[Dialect], name: str, kinds: Sequence[str]) -> list[Dialect]:
     found = [dialect for dialect in known if dialect.name == name]
     if not found:
@@ -227,10 +244,6 @@ def _named(known: Sequence[Dialect], name: str, kinds: Sequence[str]) -> list[Di
             f"{did_you_mean(name, names)}; the forms are {', '.join(names)}"
         )
     return found
-
-
-def _leading(known: Iterable[Dialect]) -> list[str]:
-    return list(dict.fromkeys(key for dialect in known for key in dialect.keys.used))
 
 
 def users_of(kinds: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from minimind.data.collate import collate
 from minimind.data.formats import Format
-from minimind.data.jsonl import BadRow, json_type, missing_key
+from minimind.data.jsonl import BadRow, RowProblem, json_type, require_key
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import Row, Sample
 
@@ -16,13 +16,17 @@ from minimind.types import Row, Sample
 def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
     """Tokenises `{"text": …}` rows as bos, text, eos, all of them targets. Other keys are
     ignored."""
-    problems = [text_problem(row) for row in rows]
-    good = [row.data["text"] for row, problem in zip(rows, problems, strict=True) if not problem]
-    encoded = iter(tokenizer.encode_batch(good))
+    read: list[str | BadRow] = []
+    for row in rows:
+        try:
+            read.append(read_text(row))
+        except RowProblem as problem:
+            read.append(BadRow.of(row, str(problem)))
+    encoded = iter(tokenizer.encode_batch([text for text in read if isinstance(text, str)]))
     samples: list[Sample | BadRow] = []
-    for row, problem in zip(rows, problems, strict=True):
-        if problem:
-            samples.append(BadRow.of(row, problem))
+    for text in read:
+        if isinstance(text, BadRow):
+            samples.append(text)
             continue
         ids = np.array(
             [*tokenizer.document_start, *next(encoded), tokenizer.eos_id], dtype=np.int32
@@ -31,34 +35,32 @@ def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | Bad
     return samples
 
 
-def text_problem(row: Row) -> str | None:
-    """Gives the reason why a row cannot be used as text, or None."""
-    if "text" not in row.data:
-        return missing_key(row, "text", '{"text": "…"}')
-    return string_problem(row.data["text"], '"text"')
+def read_text(row: Row) -> str:
+    """Gives a row's text. Raises RowProblem where it has none to train on."""
+    require_key(row, "text", '{"text": "…"}')
+    check_string(row.data["text"], '"text"')
+    return row.data["text"]
 
 
-def string_problem(value: object, what: str) -> str | None:
-    """Gives the reason why `value`, called `what`, is not a text to train on, or None."""
+def check_string(value: object, what: str) -> None:
+    """Raises RowProblem where `value`, called `what`, is not a text to train on."""
     if not isinstance(value, str):
-        return f"{what} is {json_type(value)} where a string is expected"
+        raise RowProblem(f"{what} is {json_type(value)} where a string is expected")
     if not value.strip():
-        return f"{what} is {'blank' if value else 'empty'}; leave the row out or give it text"
-    return surrogate_problem(value, what)
+        state = "blank" if value else "empty"
+        raise RowProblem(f"{what} is {state}; leave the row out or give it text")
+    check_characters(value, what)
 
 
-def surrogate_problem(text: str, what: str) -> str | None:
-    """Gives the place of a lone surrogate in `text`, as a message, or None."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            return (
-                f"{what} holds half a character (\\u{code:04x}, a lone surrogate) at character "
-                f"{error.start + 1}; it has no UTF-8 form"
-            )
-    return None
+def check_characters(text: str, what: str) -> None:
+    """Raises RowProblem, which gives the place, where a text called `what` has a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowProblem(
+            f"{what} holds half a character (\\u{ord(text[error.start]):04x}, a lone surrogate) at "
+            f"character {error.start + 1}; it has no UTF-8 form"
+        ) from None
 
 
 TEXT = Format(

@@ -13,13 +13,13 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from minimind.data.data_file import DataFile, scan_data
 from minimind.data.formats import TEXT_COLUMN, Format
-from minimind.data.jsonl import BadRow, bad_rows_message, spell_place
+from minimind.data.jsonl import BadRow, OnBadRow, bad_rows_error, bad_rows_message, spell_place
 from minimind.data.rows import RowReader, unread_message
 from minimind.data.text_format import TEXT
 from minimind.data.token_writer import META_FILE, write_tokens
@@ -29,21 +29,16 @@ from minimind.runtime.cache_folder import CACHE_ADVICE, default_cache_dir, locke
 
 logger = logging.getLogger(__name__)
 
-OnBadRow = Literal["stop", "skip"]
 LAYOUT_VERSION = 2
 
 
 class TokenCache:
     """Gives the documents of one source as tokens."""
 
-    def __init__(
-        self, folder: Path, file: DataFile, format: Format, meta: dict[str, Any], described: str
-    ) -> None:
+    def __init__(self, folder: Path, file: DataFile, format: Format, meta: dict[str, Any]) -> None:
         """Maps the files of a complete cache folder. `file` is the source, for messages."""
         self.folder = folder
         self.path = file.path
-        self.described = described
-        """The form of the rows; "" for the project's own in JSON lines."""
         self.key: str = meta["key"]
         self.format = format
         self.num_documents: int = meta["num_documents"]
@@ -139,25 +134,25 @@ def build_token_cache(
     key = _key(reader, tokenizer, format)
     parent = Path(cache_dir or default_cache_dir()) / "tokens"
     folder = parent / key
-    cache = _open(folder, reader, format)
+    cache = _open(folder, reader.file, format)
     if cache is None:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with locked(parent / f"{key}.lock") as has_lock:
-                cache = _open(folder, reader, format)
+                cache = _open(folder, reader.file, format)
                 if cache is None:
                     if has_lock:
                         remove_stale(parent, held=key)
                     write_tokens(reader, folder, key, tokenizer, format, on_bad_row, progress)
-                    cache = _open(folder, reader, format)
+                    cache = _open(folder, reader.file, format)
         except OSError as error:
             raise DataError(
                 f"{parent}: the token cache cannot be written: {error}; {CACHE_ADVICE}"
             ) from None
         if cache is None:
             raise DataError(f"{folder}: the token cache is incomplete; remove the folder")
-    if cache.described:
-        logger.info("%s: %s", cache.path, cache.described)
+    if described := reader.describe():
+        logger.info("%s: %s", cache.path, described)
     _report_bad_rows(cache, on_bad_row)
     if cache.unread:
         logger.warning("%s", unread_message(cache.path, cache.unread, cache.num_rows))
@@ -167,9 +162,9 @@ def build_token_cache(
 def _report_bad_rows(cache: TokenCache, on_bad_row: OnBadRow) -> None:
     if not cache.num_skipped:
         return
-    message = bad_rows_message(cache.skipped, cache.num_skipped)
     if on_bad_row == "stop":
-        raise DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
+        raise bad_rows_error(cache.skipped, cache.num_skipped)
+    message = bad_rows_message(cache.skipped, cache.num_skipped)
     logger.warning("%s skipped, %d used", message, cache.num_documents)
 
 
@@ -183,11 +178,11 @@ def _key(reader: RowReader, tokenizer: Tokenizer, format: Format) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def _open(folder: Path, reader: RowReader, format: Format) -> TokenCache | None:
+def _open(folder: Path, file: DataFile, format: Format) -> TokenCache | None:
     """Opens the cache in `folder`; None where it is missing or incomplete."""
     try:
         meta = json.loads((folder / META_FILE).read_text("utf-8"))
-        return TokenCache(folder, reader.file, format, meta, reader.describe())
+        return TokenCache(folder, file, format, meta)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError) as error:

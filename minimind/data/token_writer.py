@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from minimind.data.data_file import check_unchanged
 from minimind.data.formats import TEXT_COLUMN, Format
-from minimind.data.jsonl import BadRow, bad_rows_message
+from minimind.data.jsonl import BadRow, OnBadRow, RowProblem, bad_rows_error, bad_rows_message
 from minimind.data.rows import RowReader
-from minimind.data.text_format import surrogate_problem
+from minimind.data.text_format import check_characters
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-from minimind.runtime.cache_folder import new_folder
+from minimind.runtime.cache_folder import CACHE_ADVICE, new_folder
 from minimind.types import PairSample, Row, Sample
 
 META_FILE = "meta.json"
@@ -46,7 +43,7 @@ def write_tokens(
     key: str,
     tokenizer: Tokenizer,
     format: Format,
-    on_bad_row: Literal["stop", "skip"],
+    on_bad_row: OnBadRow,
     progress: bool,
 ) -> None:
     """Tokenises the rows of `reader` into `folder`, which is complete or absent afterwards.
@@ -73,8 +70,8 @@ def write_tokens(
             raise
         raise DataError(
             f"{folder.parent}: the disk is full: the token cache of {file.path} needs about "
-            f"{writer.bytes_needed():,} bytes there, {_free_bytes(folder.parent):,} are free. "
-            "Make room, or name another folder in the environment variable MINIMIND_CACHE"
+            f"{writer.bytes_needed():,} bytes there, {_free_bytes(folder.parent):,} are free; "
+            f"{CACHE_ADVICE}"
         ) from None
 
 
@@ -100,7 +97,6 @@ class _Writer:
         self._num_bad = 0
         self._num_documents = 0
         self._num_tokens = 0
-        self._text_bytes = 0
         self._read_bytes = 0
 
     def open_files(self, folder: Path, stack: ExitStack) -> None:
@@ -123,16 +119,18 @@ class _Writer:
         for row, sample in zip(batch.rows, samples, strict=True):
             if isinstance(sample, BadRow):
                 bad.append(sample)
-            elif problem := _column_problem(self._format.columns, sample.meta):
-                bad.append(BadRow.of(row, problem))
-            else:
-                while len(self._first_documents) <= self._places[row.path]:
-                    self._first_documents.append(self._num_documents + len(good))
-                good += sample.documents
-                metas.append(sample.meta)
-                lines += [row.line] * len(sample.documents)
-                if sample.unread:
-                    self._unread.update(sample.unread)
+                continue
+            try:
+                _check_columns(self._format.columns, sample.meta)
+            except RowProblem as problem:
+                bad.append(BadRow.of(row, str(problem)))
+                continue
+            while len(self._first_documents) <= self._places[row.path]:
+                self._first_documents.append(self._num_documents + len(good))
+            good += sample.documents
+            metas.append(sample.meta)
+            lines += [row.line] * len(sample.documents)
+            self._unread.update(sample.unread)
         bad.sort(key=lambda row: (self._places[row.path], row.line))
         self._num_bad += len(bad)
         self._bad += bad[: MAX_RECORDED - len(self._bad)]
@@ -159,25 +157,22 @@ class _Writer:
         self._write(f"meta_{name}_offsets", ends)
         self._text_ends[name] = int(ends[-1])
 
-    def check_usable(self, on_bad_row: str) -> None:
+    def check_usable(self, on_bad_row: OnBadRow) -> None:
         if self._num_bad and (on_bad_row == "stop" or not self._num_documents):
+            if self._num_documents:
+                raise bad_rows_error(self._bad, self._num_bad)
             message = bad_rows_message(self._bad, self._num_bad)
-            if not self._num_documents:
-                raise DataError(f"{message}, and no good one: {self._file.path} cannot be used")
-            raise DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
+            raise DataError(f"{message}, and no good one: {self._file.path} cannot be used")
         if not self._num_documents:
             what = "no rows" if self._file.kinds else "only blank lines"
             raise DataError(f"{self._file.path}: holds {what}")
 
     def meta(self) -> dict[str, object]:
         return {
-            "path": self._file.path,
-            "format": self._format.name,
             "dtype": self._dtype,
             "text_columns": self._text_ends,
             "num_documents": self._num_documents,
             "num_tokens": self._num_tokens,
-            "text_bytes": self._file.text_size or self._read_bytes,
             "first_documents": self._first_documents,
             "num_rows": self._reader.num_rows,
             "unread": dict(self._reader.unread + self._unread),
@@ -218,38 +213,26 @@ def _batches(reader: RowReader, progress: bool) -> Iterator[_Batch]:
     rows: list[Row] = []
     bad: list[BadRow] = []
     done = offset = 0
-    file = reader.file
-    with tqdm(
-        total=file.text_size,
-        unit="B",
-        unit_scale=True,
-        desc=f"tokenising {os.path.basename(file.path)}",
-        file=sys.stderr,
-        disable=None if progress else True,
-    ) as bar:
-        for row, offset in reader:
-            if isinstance(row, BadRow):
-                bad.append(row)
-            else:
-                rows.append(row)
-            if offset - done >= _BATCH_BYTES or len(rows) + len(bad) >= _BATCH_ROWS:
-                yield _Batch(rows, bad, offset)
-                bar.update(offset - done)
-                rows, bad, done = [], [], offset
-        end = file.text_size or offset
-        yield _Batch(rows, bad, end)
-        bar.update(end - done)
+    for row, offset in reader.read("tokenising" if progress else ""):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            rows.append(row)
+        if offset - done >= _BATCH_BYTES or len(rows) + len(bad) >= _BATCH_ROWS:
+            yield _Batch(rows, bad, offset)
+            rows, bad, done = [], [], offset
+    yield _Batch(rows, bad, reader.file.text_size or offset)
 
 
-def _column_problem(columns: Mapping[str, str], meta: Mapping[str, Any]) -> str | None:
-    """Describes a value that does not fit its column and would be stored as another value; None if
-    all fit."""
+def _check_columns(columns: Mapping[str, str], meta: Mapping[str, Any]) -> None:
+    """Raises RowProblem for a value that does not fit its column and would be stored as another
+    value."""
     for name, kind in columns.items():
         value = meta[name]
         if kind == TEXT_COLUMN:
             fits = isinstance(value, str)
-            if fits and (problem := surrogate_problem(value, f'"{name}"')):
-                return problem
+            if fits:
+                check_characters(value, f'"{name}"')
         elif np.issubdtype(kind, np.bool_):
             fits = isinstance(value, bool)
         elif np.issubdtype(kind, np.integer):
@@ -258,8 +241,7 @@ def _column_problem(columns: Mapping[str, str], meta: Mapping[str, Any]) -> str 
         else:
             fits = type(value) in (int, float) and abs(value) <= float(np.finfo(kind).max)
         if not fits:
-            return f'"{name}" is {json.dumps(value)[:40]}; it must be {kind}'
-    return None
+            raise RowProblem(f'"{name}" is {json.dumps(value)[:40]}; it must be {kind}')
 
 
 def _free_bytes(folder: Path) -> int:

@@ -48,7 +48,8 @@ class Tokenizer:
         self._config = config
         self.origin = origin
         check_text_parts(spec, byte_alphabet(), origin)
-        self.added_ids = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
+        added = spec.get("added_tokens") or []
+        self.added_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
         """The id of each special or added token, by its text."""
         if "" in self.added_ids:
             raise DataError(f"{origin}: {TOKENIZER_FILE} has an added token without a text")
@@ -64,9 +65,7 @@ class Tokenizer:
         text."""
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token", default=self.eos_id)
-        self.special_ids = frozenset(
-            token["id"] for token in spec.get("added_tokens") or [] if token["special"]
-        )
+        self.special_ids = frozenset(token["id"] for token in added if token["special"])
         self.chat_template: str | None = _default_template(config.get("chat_template"))
         check_text_stays_text(self._plain, self.added_ids, origin)
 
@@ -228,7 +227,7 @@ class StreamDecoder:
     """Decodes ids that arrive one at a time. A character is held back until all its bytes are
     there."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minimind.data.byte_level_bpe import added_token
 from minimind.data.chat_template import CHAT_TEMPLATE
 from minimind.data.text_pieces import split_text
 from minimind.data.tokenizer import TAGS, Tokenizer
@@ -52,7 +53,6 @@ length of every word that contains it."""
 def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int,
-    chat_template: str = CHAT_TEMPLATE,
     max_token_bytes: int | None = None,
     progress: bool = False,
 ) -> Tokenizer:
@@ -80,34 +80,18 @@ def train_tokenizer(
         # tokenizers prints blank lines where it cannot draw its bars.
         show_progress=progress and sys.stderr.isatty(),
     )
-    bpe.train_from_iterator(_words(texts), trainer=trainer)
+    words = (word for text in texts for word in split_text(text, _MAX_WORD_CHARS))
+    bpe.train_from_iterator(words, trainer=trainer)
     spec = json.loads(bpe.to_str())
-    spec["added_tokens"] = [_added_token(id, name) for id, name in enumerate(RESERVED_TOKENS)]
-    return Tokenizer(spec, _config(chat_template), "just trained")
-
-
-def _words(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        yield from split_text(text, _MAX_WORD_CHARS)
-
-
-def _added_token(id: int, content: str) -> dict[str, Any]:
-    return {
-        "id": id,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": id < len(SPECIAL_TOKENS),
-    }
-
-
-def _config(chat_template: str) -> dict[str, Any]:
-    decoder = {
-        str(id): {k: v for k, v in _added_token(id, name).items() if k != "id"}
+    spec["added_tokens"] = [
+        added_token(id, name, special=name in SPECIAL_TOKENS)
         for id, name in enumerate(RESERVED_TOKENS)
-    }
+    ]
+    return Tokenizer(spec, _config(spec["added_tokens"]), "just trained")
+
+
+def _config(added: list[dict[str, Any]]) -> dict[str, Any]:
+    decoder = {str(one["id"]): {k: v for k, v in one.items() if k != "id"} for one in added}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,
@@ -119,5 +103,5 @@ def _config(chat_template: str) -> dict[str, Any]:
         "unk_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
         "model_max_length": 32768,
-        "chat_template": chat_template,
+        "chat_template": CHAT_TEMPLATE,
     }

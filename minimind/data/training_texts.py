@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import Any, Literal
 
-from tqdm import tqdm
-
-from minimind.data.jsonl import BadRow, bad_rows_message
+from minimind.data.jsonl import (
+    BadRow,
+    OnBadRow,
+    RowProblem,
+    bad_rows_error,
+    bad_rows_message,
+)
 from minimind.data.rows import open_rows, unread_message
-from minimind.data.text_format import string_problem, text_problem
+from minimind.data.text_format import check_characters, read_text
 from minimind.errors import DataError
 from minimind.types import Row
 
@@ -27,7 +29,7 @@ _LISTS = ("conversations", "chosen", "rejected")
 
 def read_training_texts(
     paths: Sequence[str],
-    on_bad_row: Literal["stop", "skip"] = "stop",
+    on_bad_row: OnBadRow = "stop",
     progress: bool = False,
     format_name: str | None = None,
     max_bytes: int = 0,
@@ -42,40 +44,29 @@ def read_training_texts(
     # All files are opened before the first text, so that a mistyped path does not cost a pass over
     # the others.
     readers = [open_rows(path, format_name=format_name) for path in paths]
-    sizes = [reader.file.text_size for reader in readers]
     bad: list[BadRow] = []
     num_texts = 0
-    with tqdm(
-        total=None if None in sizes else sum(size or 0 for size in sizes),
-        unit="B",
-        unit_scale=True,
-        desc="reading",
-        file=sys.stderr,
-        disable=None if progress else True,
-    ) as bar:
-        for reader in readers:
-            if described := reader.describe():
-                logger.info("%s: %s", reader.file.path, described)
-            done = 0
-            for row, offset in reader:
-                texts = row_texts(row) if isinstance(row, Row) else row
-                bar.update(offset - done)
-                done = offset
-                if isinstance(texts, BadRow):
-                    bad.append(texts)
-                    continue
-                num_texts += len(texts)
-                yield from texts
-                if 0 < max_bytes <= offset:
-                    break
-            if reader.unread:
-                path = reader.file.path
-                logger.warning("%s", unread_message(path, reader.unread, reader.num_rows))
+    for reader in readers:
+        if described := reader.describe():
+            logger.info("%s: %s", reader.file.path, described)
+        for row, offset in reader.read("reading" if progress else ""):
+            if isinstance(row, BadRow):
+                bad.append(row)
+                continue
+            try:
+                texts = row_texts(row)
+            except RowProblem as problem:
+                bad.append(BadRow.of(row, str(problem)))
+                continue
+            num_texts += len(texts)
+            yield from texts
+            if 0 < max_bytes <= offset:
+                break
+        if reader.unread:
+            path = reader.file.path
+            logger.warning("%s", unread_message(path, reader.unread, reader.num_rows))
     if bad and (on_bad_row == "stop" or not num_texts):
-        raise DataError(
-            f"{bad_rows_message(bad, len(bad))}; mend them, or leave them out with "
-            "--on_bad_row skip"
-        )
+        raise bad_rows_error(bad, len(bad))
     if bad:
         logger.warning("%s skipped", bad_rows_message(bad, len(bad)))
     if not num_texts:
@@ -83,15 +74,15 @@ def read_training_texts(
         raise DataError(f"{names}: no text to train on")
 
 
-def row_texts(row: Row) -> list[str] | BadRow:
-    """Gives the texts of one row, or a BadRow."""
+def row_texts(row: Row) -> list[str]:
+    """Gives the texts of one row. Raises RowProblem."""
     lists = [row.data[key] for key in _LISTS if key in row.data]
     if not lists:
-        problem = text_problem(row)
-        return BadRow.of(row, problem) if problem else [row.data["text"]]
-    for key, turns in zip(_LISTS, (row.data.get(key, []) for key in _LISTS), strict=True):
+        return [read_text(row)]
+    for key in _LISTS:
+        turns = row.data.get(key, [])
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            return BadRow.of(row, f'"{key}" is not a list of objects')
+            raise RowProblem(f'"{key}" is not a list of objects')
     values = [(key, row.data.get(key)) for key in _ROW_KEYS]
     # The two sides of a pair begin with the same turns.
     first, *others = lists
@@ -99,16 +90,10 @@ def row_texts(row: Row) -> list[str] | BadRow:
     for turns in others:
         fresh = [turn for turn, other in zip_longest(turns, first) if turn and turn != other]
         values += [(key, turn.get(key)) for turn in fresh for key in _TURN_KEYS]
-    return _texts(row, values)
-
-
-def _texts(row: Row, values: Sequence[tuple[str, Any]]) -> list[str] | BadRow:
     texts = []
     for key, value in values:
-        if not value:
-            continue
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if problem := text.strip() and string_problem(text, f'"{key}"'):
-            return BadRow.of(row, problem)
-        texts.append(text)
+        if value:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            check_characters(text, f'"{key}"')
+            texts.append(text)
     return texts

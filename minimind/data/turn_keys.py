@@ -3,8 +3,13 @@ that are refused, with advice."""
 
 from __future__ import annotations
 
-from minimind.data.row_keys import KeyTable, Refusal, Suspicion, is_number_like, is_prose
+import re
+from functools import lru_cache
 
+from minimind.data.row_keys import KeyTable, Refusal, is_number_like, is_prose
+
+OWN_ROLES = ("system", "user", "assistant", "tool")
+"""The project's roles."""
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
@@ -28,13 +33,28 @@ _WRITE_WEIGHT = (
 _NO_MEDIA = Refusal("the models read text alone: leave the row out, or write what it shows as text")
 _MASK = Refusal(f"means the opposite in different projects: {_WRITE_WEIGHT}")
 _DETAIL = Refusal(f"parts of a turn cannot be chosen: {_WRITE_WEIGHT}")
-_LEARNING = Refusal(f"seems to say what is learned, and is not known: {_WRITE_WEIGHT}",
-                    applies=lambda value, rest: is_number_like(value))  # fmt: skip
+LEARNING = Refusal(f"seems to say what is learned, and is not known: {_WRITE_WEIGHT}",
+                   applies=lambda value, rest: is_number_like(value))  # fmt: skip
 _BESIDE = Refusal('text beside the content would not be learned from: write it into "content"',
                   applies=lambda value, rest: is_prose(value))  # fmt: skip
 _REASON = Refusal('if it is the assistant\'s reasoning, call it "reasoning_content", else leave it '
                   "out", applies=lambda value, rest: is_prose(value))  # fmt: skip
 _ARGS = Refusal('write what the function is called with as "arguments"')
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+LEARNING_WORDS = (
+    "train", "trained", "trainable", "training", "untrained", "loss", "learn", "learned",
+    "learnable", "mask", "masked", "supervise", "supervised", "supervision", "weight", "weights",
+    "target", "ignore", "ignored", "label", "labels",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _suspect(key: str) -> Refusal | None:
+    """Refuses a key such as loss_mask or lossMask, one of whose words is about learning."""
+    words = [word.lower() for word in _WORD.findall(key)]
+    return LEARNING if any(word in LEARNING_WORDS for word in words) else None
+
 
 TURNS = KeyTable(
     of=" of turns",
@@ -65,12 +85,7 @@ TURNS = KeyTable(
             ("from", "value"), Refusal("is of ShareGPT's form, and the turn has OpenAI's keys too")
         ),
     },
-    suspect=Suspicion(
-        ("train", "trained", "trainable", "training", "untrained", "loss", "learn", "learned",
-         "learnable", "mask", "masked", "supervise", "supervised", "supervision", "weight",
-         "weights", "target", "ignore", "ignored", "label", "labels"),
-        _LEARNING,
-    ),
+    suspect=_suspect,
 )  # fmt: skip
 SHAREGPT_TURNS = KeyTable(
     of=" of turns",
@@ -80,7 +95,7 @@ SHAREGPT_TURNS = KeyTable(
     | dict.fromkeys(
         ("role", "content"), Refusal("is of OpenAI's form, and the turn has ShareGPT's keys too")
     ),
-    suspect=TURNS.suspect,
+    suspect=_suspect,
 )
 _CALL_USED = {"name": "the function's", "arguments": "an object, or a string of JSON",
               "parameters": "the same under another name"}  # fmt: skip

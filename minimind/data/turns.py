@@ -14,6 +14,7 @@ from minimind.data.row_keys import choose
 from minimind.data.turn_keys import (
     CALLS,
     FUNCTIONS,
+    OWN_ROLES,
     PARTS,
     REASONING,
     ROLES,
@@ -25,7 +26,6 @@ from minimind.data.turn_keys import (
 
 Turn = dict[str, Any]
 
-_OWN_ROLES = ("system", "user", "assistant", "tool")
 _OTHERS_ROLES = ("system", "user", "tool")
 _CALL_ROLES = ("function_call", "tool_call")
 _ARGUMENTS = ("arguments", "parameters")
@@ -97,7 +97,7 @@ def _is_own(turn: object) -> bool:
     return (
         isinstance(turn, dict)
         and len(turn) == 2
-        and turn.get("role") in _OWN_ROLES
+        and turn.get("role") in OWN_ROLES
         and isinstance(turn.get("content"), str)
     )
 
@@ -133,9 +133,10 @@ def _join_parts(parts: list[Any], unread: set[str]) -> tuple[str, str | None]:
 def _read_calls(turn: Turn, role: object, text: object, unread: set[str]) -> list[Turn]:
     """Gives a turn's tool calls, with arguments as objects. Raises RowProblem."""
     calls, what = turn.get("tool_calls") or [], '"tool_calls"'
+    no_call = f"the text of a {role} is no JSON object with a name"
     if role in _CALL_ROLES:
         if not isinstance(text, str) or not text.lstrip().startswith(("{", "[")):
-            raise RowProblem(f"the text of a {role} is no JSON object with a name")
+            raise RowProblem(no_call)
         calls, what = text, f"the text of a {role}"
     elif legacy := turn.get("function_call"):
         if calls:
@@ -153,6 +154,8 @@ def _read_calls(turn: Turn, role: object, text: object, unread: set[str]) -> lis
             read.append(_read_call(call, unread))
         except RowProblem as problem:
             raise RowProblem(f"tool call {number}: {problem}") from None
+    if role in _CALL_ROLES and not read:
+        raise RowProblem(no_call)
     return read
 
 

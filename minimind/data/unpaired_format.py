@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from minimind.data.chat_encoding import ChatEncoder, Span
-from minimind.data.chat_format import BadChat, chat_spans, encode_rows, read_conversation
+from minimind.data.chat_format import chat_spans, encode_rows, read_conversation
 from minimind.data.collate import collate_units
 from minimind.data.formats import Format
-from minimind.data.jsonl import BadRow, json_type, missing_key
+from minimind.data.jsonl import BadRow, RowProblem, json_type, require_key
 from minimind.data.packing import build_row
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import IGNORE_INDEX, PackedRow, Row, Sample, UnitBatch
-
-_EXAMPLE = '{"conversations": [turns], "label": true}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,25 +40,26 @@ def unpaired_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample |
     )
 
 
-def _read_answer(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
+def _read_answer(row: Row, encoder: ChatEncoder, unread: set[str]) -> list[list[Span]]:
     for key in ("conversations", "label"):
-        if key not in row.data:
-            raise BadChat(missing_key(row, key, _EXAMPLE))
+        require_key(row, key, '{"conversations": [turns], "label": true}')
     label = row.data["label"]
     if not isinstance(label, bool):
-        raise BadChat(
+        raise RowProblem(
             f'"label" is {json_type(label)} where true or false is expected: write true for an '
             "answer that was a good one, false for a bad one, without quotes"
         )
     chat = read_conversation(row.data)
     if chat.messages[-1]["role"] != "assistant":
-        raise BadChat(
+        raise RowProblem(
             f'the last turn of "conversations" is of the {chat.messages[-1]["role"]}: a label is '
             "about the assistant's answer, which must come last"
         )
     if chat.messages[-1].get("weight") == 0:
-        raise BadChat("the last answer has the weight 0, and a label: it is the one to learn from")
-    spans = chat_spans(encoder, chat)
+        raise RowProblem(
+            "the last answer has the weight 0, and a label: it is the one to learn from"
+        )
+    spans = chat_spans(encoder, chat, unread)
     last = max(place for place, (_, is_target) in enumerate(spans) if is_target)
     return [[(text, place == last) for place, (text, _) in enumerate(spans)]]
 

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 import torch
 
-from minimind.data.prefetch import read_batches
+from minimind.data.prefetch import prefetched
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import InT, Stage
 from minimind.errors import TrainingError
@@ -25,7 +25,8 @@ class _OnDevice(Generic[InT]):
     device: torch.device
 
     def __iter__(self) -> Iterator[InT]:
-        ahead = read_batches(self.batches, pin=self.device.type == "cuda")
+        on_gpu = self.device.type == "cuda"
+        ahead = prefetched(batch.pin_memory() if on_gpu else batch for batch in self.batches)
         with contextlib.closing(ahead):  # type: ignore[type-var]
             for batch in ahead:
                 mark_progress()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from minimind.data.chat_format import CHAT
+from minimind.data.jsonl import OnBadRow
 from minimind.data.loader import EvalLoader, WeightedSource
 from minimind.data.text_format import TEXT
-from minimind.data.token_cache import OnBadRow, build_token_cache
+from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, DataError
 from minimind.evaluation.scoring import batch_log_probs
@@ -36,9 +35,6 @@ class Perplexity:
     by."""
     num_tokens: int
     num_documents: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 FORMATS = {data_format.name: data_format for data_format in (TEXT, CHAT)}
@@ -74,10 +70,8 @@ def measure_perplexity(
     device = model.lm_head.weight.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     num_tokens = num_bytes = 0
-    for batch in tqdm(
-        loader, desc=f"perplexity of {Path(path).name}", file=sys.stderr,
-        disable=None if progress else True,
-    ):  # fmt: skip
+    disable = None if progress else True
+    for batch in tqdm(loader, desc=f"perplexity of {Path(path).name}", disable=disable):
         targets = batch.labels_BT[batch.labels_BT != IGNORE_INDEX]
         num_tokens += batch.num_targets
         num_bytes += len(tokenizer.token_bytes(targets.tolist()))

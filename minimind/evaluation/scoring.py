@@ -4,7 +4,6 @@ rows."""
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minimind.data.collate import collate
+from minimind.data.collate import collate_units
 from minimind.data.packing import build_row, plan_packing
 from minimind.errors import DataError
 from minimind.model.transformer import Transformer
@@ -26,13 +25,12 @@ _BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Holds, for each document, the sum of its targets' log-probabilities (float64) and the number
-    of targets."""
+    """Holds what a model makes of each document."""
 
     log_probs: np.ndarray
-    counts: np.ndarray
+    """float64: the sum of the targets' log-probabilities."""
     is_greedy: np.ndarray
-    """bool, by document: every target was the likeliest token at its position."""
+    """bool: every target was the likeliest token at its position."""
 
 
 @torch.no_grad()
@@ -77,40 +75,29 @@ def score_documents(
         )
     log_probs = np.zeros(len(samples))
     is_greedy = np.ones(len(samples), dtype=bool)
-    counts = np.array([int(sample.is_target[1:].sum()) for sample in samples], dtype=np.int64)
     plan = plan_packing(lengths, max(longest, min(_ROW_TOKENS, context), 2))
+    most_in_row = int(np.diff(plan.row_offsets).max(initial=0))
     rows_each = max(1, _BATCH_TOKENS // plan.seq_len)
     device = model.lm_head.weight.device
-    with tqdm(
-        total=len(samples), desc=progress, unit="text", file=sys.stderr,
-        disable=None if progress else True,
-    ) as bar:  # fmt: skip
+    disable = None if progress else True
+    with tqdm(total=len(samples), desc=progress, unit="text", disable=disable) as bar:
         for first in range(0, plan.num_rows, rows_each):
-            offsets = plan.row_offsets[first : first + rows_each + 1]
-            documents = plan.piece_doc[offsets[0] : offsets[-1]]
-            rows = [
-                build_row(
-                    [(samples[i].ids, samples[i].is_target) for i in plan.piece_doc[start:stop]],
-                    plan.seq_len,
-                    pad_id,
-                )
-                for start, stop in itertools.pairwise(offsets)
-            ]
-            # Documents are numbered through the batch row by row, in the order of the packing plan.
-            starts = np.cumsum([0, *np.diff(offsets)])[:-1]
-            index = [
-                np.where(row.doc_T >= 0, row.doc_T + start, len(documents))
-                for row, start in zip(rows, starts, strict=True)
-            ]
-            index_M = np.concatenate(index)
-            found = _batch_scores(model, collate(rows).to(device))
+            rows = []
+            for start, stop in itertools.pairwise(plan.row_offsets[first : first + rows_each + 1]):
+                numbers = plan.piece_doc[start:stop].tolist()
+                pieces = [(samples[number].ids, samples[number].is_target) for number in numbers]
+                rows.append(build_row(pieces, plan.seq_len, pad_id, numbers))
+            batch = collate_units(rows, most_in_row, needs_targets=False)
+            found = _batch_scores(model, batch.to(device))
             values_M, greedy_M = (x.cpu().numpy() for x in found)
-            sums = np.bincount(index_M, values_M.astype(np.float64), len(documents) + 1)[:-1]
-            misses = np.bincount(index_M, ~greedy_M, len(documents) + 1)[:-1]
-            np.add.at(log_probs, documents, sums)
-            np.logical_and.at(is_greedy, documents, misses == 0)
-            bar.update(len(documents))
-    return Scores(log_probs, counts, is_greedy)
+            place_M, number_P = batch.doc_M.numpy(), batch.unit_ids_P.numpy()
+            sums_P = np.bincount(place_M, values_M.astype(np.float64), len(number_P) + 1)[:-1]
+            misses_P = np.bincount(place_M, ~greedy_M, len(number_P) + 1)[:-1]
+            is_used_P = number_P >= 0
+            log_probs[number_P[is_used_P]] = sums_P[is_used_P]
+            is_greedy[number_P[is_used_P]] = misses_P[is_used_P] == 0
+            bar.update(batch.num_units)
+    return Scores(log_probs, is_greedy)
 
 
 def continuation(prompt_ids: Iterable[int], ids: Iterable[int]) -> Sample:

@@ -6,7 +6,6 @@ This is the only file that imports `lm_eval`, which is an extra: `pip install 'm
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,10 +114,8 @@ class HarnessModel(TemplateLM):
         engine = BatchEngine(
             self._model, self._tokenizer, max_batch=_BATCH, max_tokens=_BATCH * longest
         )
-        answers = tqdm(
-            engine.complete(asked), total=len(requests), desc="answers", file=sys.stderr,
-            disable=True if disable_tqdm else None,
-        )  # fmt: skip
+        disable = True if disable_tqdm else None
+        answers = tqdm(engine.complete(asked), total=len(requests), desc="answers", disable=disable)
         return [answer.text for answer in answers]
 
     def _generation(self, context: str, wanted: dict[str, Any]) -> GenerationRequest:

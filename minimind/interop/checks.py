@@ -8,16 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
+from minimind.data.collate import collate
+from minimind.data.packing import build_row
 from minimind.errors import CheckpointError
 from minimind.interop.source import Source
 from minimind.lora.adapter import Adapter
 from minimind.model.state_dict import join_part
 from minimind.model.transformer import Transformer
-from minimind.types import IGNORE_INDEX, Batch
 
 _LENGTHS = (5, 1, 26)
 """The lengths of the fixed prompts, in tokens."""
@@ -78,36 +80,14 @@ def logits_of(source: Source) -> Tensor:
         found.append(hidden_MD @ weight_VD.T)
         return found[0].sum(1)
 
-    model(_batch(fixed_prompts(config)), head)
+    prompts = fixed_prompts(config)
+    pieces = [(np.array(prompt), None) for prompt in prompts]
+    model(collate([build_row(pieces, sum(map(len, prompts)), pad_id=0)]), head)
     return found[0]
 
 
 def _drop_weights(module: nn.Module, *_: object) -> None:
     module.to("meta")
-
-
-def _batch(prompts: list[list[int]]) -> Batch:
-    ids = torch.tensor([list(itertools.chain(*prompts))])
-    starts = list(itertools.accumulate(map(len, prompts), initial=0))
-    positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
-    return Batch(
-        ids_BT=ids,
-        labels_BT=torch.full_like(ids, IGNORE_INDEX),
-        positions_BT=positions[None],
-        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
-        bounds=tuple(starts),
-        is_token_BT=torch.ones_like(ids, dtype=torch.bool),
-        max_len=max(map(len, prompts)),
-        num_tokens=ids.numel(),
-        num_targets=0,
-    )
-
-
-def logits_difference(source: Source, result: Source, allowed: float) -> Difference:
-    """Compares the logits of the fixed prompts, computed in fp32 with both models' weights one
-    after the other."""
-    largest = float((logits_of(source) - logits_of(result)).abs().max())
-    return Difference("logits", largest, allowed)
 
 
 def check_config(source: Source, result: Source, rounding: float = 0.0) -> None:
@@ -131,20 +111,24 @@ def _is_alike(value: Any, found: Any, rounding: float) -> bool:
     return value == found
 
 
-def weights_difference(
-    source: Source, result: Source, cast: Callable[[Tensor], Tensor]
-) -> Difference:
-    """Compares each tensor of the result with `cast` of the source's, bit by bit where the
-    difference is 0. Raises CheckpointError where they have other names."""
+def model_differences(
+    source: Source, result: Source, expected: Callable[[str], Tensor], *, is_exact: bool
+) -> list[Difference]:
+    """Compares each tensor of the result with the `expected` one of its name, bit by bit, and then
+    the logits of the fixed prompts with the source's, which may differ unless `is_exact`. Raises
+    CheckpointError where the tensors differ, or have other names."""
     if set(source.tensors) != set(result.tensors):
         names = sorted(set(source.tensors) ^ set(result.tensors))
         raise CheckpointError(f"{result.path}: not in both models: {', '.join(names[:5])}")
     differences = [0.0]
     for name in source.tensors:
-        expected, found = cast(source.tensors[name]), result.tensors[name]
-        if not torch.equal(expected, found):
-            differences.append(float((expected.float() - found.float()).abs().max()))
-    return Difference("weights", _largest(differences), 0.0)
+        wanted, found = expected(name), result.tensors[name]
+        if not torch.equal(wanted, found):
+            differences.append(float((wanted.float() - found.float()).abs().max()))
+    weights = Difference("weights", _largest(differences), 0.0)
+    weights.check()
+    largest = float((logits_of(source) - logits_of(result)).abs().max())
+    return [weights, Difference("logits", largest, 0.0 if is_exact else math.inf)]
 
 
 def _largest(values: list[float]) -> float:

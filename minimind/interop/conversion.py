@@ -3,7 +3,6 @@ result in place."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
         if path.exists():
             raise ConfigError(f"{path}: exists already")
     try:
-        with _new(output, writer) as new:
+        with (new_folder if writer.is_folder else write_whole)(output) as new:
             notes = writer.write(opened, new, options)
             differences = writer.check(opened, new, options)
             for difference in differences:
@@ -79,10 +78,6 @@ def check_options(to: str, options: ConvertOptions) -> None:
         if getattr(options, name) and to not in formats:
             known = " and ".join(f"--to {each}" for each in formats)
             raise ConfigError(f"--{name} is an option of {known} alone")
-
-
-def _new(output: Path, writer: Writer) -> contextlib.AbstractContextManager[Path]:
-    return new_folder(output) if writer.is_folder else write_whole(output)
 
 
 def _check_free(output: Path, writer: Writer) -> None:

@@ -5,26 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import CheckpointError, ConfigError, DataError
-from minimind.interop.checks import (
-    Difference,
-    check_config,
-    logits_difference,
-    weights_difference,
-)
+from minimind.errors import ConfigError, DataError
+from minimind.interop.checks import Difference, check_config, model_differences
 from minimind.interop.model_card import CARD_FILE, model_card
 from minimind.interop.options import ConvertOptions
 from minimind.interop.own_folder import open_folder
 from minimind.interop.safetensors_file import write_safetensors
-from minimind.interop.source import Source
+from minimind.interop.source import Source, cast_finite
 from minimind.model.hf_config import CONFIG_FILE, is_own_family, to_hf_config
 from minimind.model.state_dict import INDEX_FILE, WEIGHTS_FILE
 from minimind.runtime.devices import DTYPES
@@ -59,32 +52,25 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
         for file in sorted(_CODE_FOLDER.glob("*.py")):
             shutil.copyfile(file, folder / file.name)
         notes.append("transformers loads it with trust_remote_code=True alone")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    _write_json(folder / _GENERATION_FILE, {name: getattr(source.config, name) for name in names})
+    card = model_card(source, options.name, has_code=bool(extra))
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
     _write_model(source, folder, options, extra)
-    ids = {name: getattr(source.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    _write_json(folder / _GENERATION_FILE, {f"{name}_token_id": id for name, id in ids.items()})
-    (folder / CARD_FILE).write_text(
-        model_card(source, options.name, has_code=bool(extra)), encoding="utf-8"
-    )
-    for file in source.beside:  # a card or generation_config.json of the source's own stays
-        shutil.copy2(file, folder / file.name)
-    write_tokenizer(source, folder)
     return notes
 
 
 def write_own(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
     """Writes a folder that MiniMind trains and serves, whatever `transformers` has a class for."""
     _write_model(source, folder, options, {})
-    for file in source.beside:
-        shutil.copy2(file, folder / file.name)
-    write_tokenizer(source, folder)
     return []
 
 
 def _write_model(
     source: Source, folder: Path, options: ConvertOptions, extra: dict[str, Any]
 ) -> None:
-    """Writes config.json with `extra` fields, and the weights, in several files where they are
-    larger than the options' limit."""
+    """Writes config.json with `extra` fields, the weights, in several files where they are larger
+    than the options' limit, the tokenizer, and what lay beside them, such as a card."""
     dtype = _dtype(source, options)
     values = to_hf_config(source.config) | {"dtype": str(dtype).removeprefix("torch.")}
     _write_json(folder / CONFIG_FILE, values | extra)
@@ -94,13 +80,19 @@ def _write_model(
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = file if len(shards) > 1 else WEIGHTS_FILE
         shapes = {name: source.tensors.shape(name) for name in names}
-        tensors = _cast_tensors(source, names, dtype)
+        tensors = (
+            (name, cast_finite(source.tensors[name], dtype, f"{source.path}: {name}"))
+            for name in names
+        )
         write_safetensors(folder / file, shapes, dtype, tensors, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         size = sum(_num_bytes(source, name, dtype) for name in source.tensors)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         _write_json(folder / INDEX_FILE, index)
+    for file in source.beside:  # a card of the source's own replaces the one written for it
+        shutil.copy2(file, folder / file.name)
+    write_tokenizer(source, folder)
 
 
 def _dtype(source: Source, options: ConvertOptions) -> torch.dtype:
@@ -128,21 +120,6 @@ def _shards(source: Source, dtype: torch.dtype, max_bytes: int) -> list[list[str
     return shards
 
 
-def _cast_tensors(
-    source: Source, names: Sequence[str], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    for name in names:
-        tensor = source.tensors[name]
-        cast = tensor.to(dtype)
-        if cast.dtype != tensor.dtype and not torch.isfinite(cast).all():
-            largest = float(tensor.abs().max())
-            raise CheckpointError(
-                f"{source.path}: {name} holds {largest:.4g}, which is too large for {dtype}: use "
-                "--dtype bf16 or fp32"
-            )
-        yield name, cast
-
-
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -167,7 +144,9 @@ def check(source: Source, folder: Path, options: ConvertOptions) -> list[Differe
     result = open_folder(folder, ConvertOptions())
     check_config(source, result)
     dtype = _dtype(source, options)
-    weights = weights_difference(source, result, lambda tensor: tensor.to(dtype))
-    weights.check()
-    allowed = 0.0 if dtype == source.dtype else float("inf")
-    return [weights, logits_difference(source, result, allowed)]
+    return model_differences(
+        source,
+        result,
+        lambda name: source.tensors[name].to(dtype),
+        is_exact=dtype == source.dtype,
+    )

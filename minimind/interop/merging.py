@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from minimind.config.model import ModelConfig
-from minimind.interop import source as names
 from minimind.interop.source import LazyTensor, LazyTensors, Source, SourceAdapter
 from minimind.lora.adapter import EMBEDDING, HEAD, Adapter, LoraPart, check_fits
 
@@ -33,7 +32,7 @@ def merged_tensors(
     check_fits(config, adapter, origin)
     entries = dict(base.entries)
     if {EMBEDDING, HEAD} & set(adapter):
-        entries.setdefault(names.HEAD, entries[names.EMBEDDING])
+        entries.setdefault(f"{HEAD}.weight", entries[f"{EMBEDDING}.weight"])
     for name, part in adapter.items():
         weight = entries[f"{name}.weight"]
 

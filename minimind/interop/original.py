@@ -135,7 +135,7 @@ def _read_state(path: Path) -> tuple[dict[str, LazyTensor], list[str]]:
             continue
         if problem := _problem(tensor):
             raise CheckpointError(f"{path}: {name} {problem}")
-        read = functools.partial(file.read, functools.partial(_take, key))
+        read = functools.partial(file.read, lambda loaded, key=key: loaded[0][key])
         entries[name] = LazyTensor(tuple(tensor.shape), tensor.dtype, read)
     return entries, notes
 
@@ -151,10 +151,6 @@ def _load_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     ):
         raise CheckpointError(f"{path}: holds no state_dict, a table of names and tensors")
     return loaded, notes
-
-
-def _take(key: str, loaded: tuple[dict[str, Tensor], list[str]]) -> Tensor:
-    return loaded[0][key]
 
 
 def _problem(tensor: Tensor) -> str:

@@ -11,24 +11,14 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig, default_intermediate_size
 from minimind.errors import ConfigError
-from minimind.interop.checks import (
-    Difference,
-    adapter_difference,
-    logits_difference,
-    weights_difference,
-)
-from minimind.interop.generations import (
-    GENERATIONS,
-    Generation,
-    is_rotated,
-    to_2504_name,
-)
+from minimind.interop.checks import Difference, adapter_difference, model_differences
+from minimind.interop.generations import GENERATIONS, Generation, is_rotated, to_2504_name
 from minimind.interop.options import ConvertOptions
 from minimind.interop.original import open_file, read_adapter_file
 from minimind.interop.original_config import spell_field
 from minimind.interop.pickle_file import save_pickle
 from minimind.interop.rotation import to_pairs
-from minimind.interop.source import EMBEDDING, HEAD, Source, SourceAdapter, check_finite
+from minimind.interop.source import EMBEDDING, HEAD, Source, SourceAdapter, cast_finite
 from minimind.lora.adapter import LoraPart
 from minimind.model.state_dict import linear_parts
 from minimind.runtime.devices import DTYPES
@@ -40,23 +30,28 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
     """Writes a whole model. Raises ConfigError where the generation has no such model, OSError."""
     generation = _choose(source.config, options)
     dtype = DTYPES[options.dtype] if options.dtype else source.dtype
-    tensors: dict[str, Tensor] = {}
-    for name in source.tensors:
-        tensors[name] = source.tensors[name].to(dtype)
-        check_finite(tensors[name], f"{source.path}: {name} in {dtype}")
+    tensors = {
+        name: cast_finite(source.tensors[name], dtype, f"{source.path}: {name}")
+        for name in source.tensors
+    }
     if source.config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDING]  # the original's strict loading wants both names
     save_pickle(path, _named(tensors, source.config, generation))
-    return [_describe(source.config, generation), *_notes(source, generation)]
+    return _notes(source, generation)
 
 
 def check(source: Source, path: Path, options: ConvertOptions) -> list[Difference]:
     """Reads the file back, with the source's configuration."""
-    result = open_file(path, _told(source, options))
-    weights = weights_difference(source, result, lambda tensor: tensor.to(result.dtype))
-    weights.check()
-    allowed = 0.0 if result.dtype == source.dtype else float("inf")
-    return [weights, logits_difference(source, result, allowed)]
+    settings = asdict(source.config)
+    told = replace(options, settings=settings, tokenizer=source.tokenizer, base=None)
+    result = open_file(path, told)
+    dtype = result.dtype
+    return model_differences(
+        source,
+        result,
+        lambda name: source.tensors[name].to(dtype),
+        is_exact=dtype == source.dtype,
+    )
 
 
 def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[str]:
@@ -76,6 +71,7 @@ def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[s
             f"{source.path}: the original adapts square linears alone, and {others[0]} is none. "
             "--to pth writes the whole model with the adapter merged"
         )
+    dtype = DTYPES[options.dtype or "fp32"]
     rank = max(generation.lora_rank, *(part.rank for part in adapter.values()))
     tensors: dict[str, Tensor] = {}
     for name, part in square.items():
@@ -83,12 +79,9 @@ def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[s
         missing = rank - found.rank
         a_RI = F.pad(found.a_RI.float(), (0, 0, 0, missing))
         b_OR = F.pad(found.b_OR.float() * found.scale, (0, missing))
-        tensors[f"{name}.lora.A.weight"] = a_RI
-        tensors[f"{name}.lora.B.weight"] = b_OR
-    if options.dtype:
-        tensors = {name: tensor.to(DTYPES[options.dtype]) for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        check_finite(tensor, f"{source.path}: {name} in {tensor.dtype}")
+        for letter, matrix in (("A", a_RI), ("B", b_OR)):
+            key = f"{name}.lora.{letter}.weight"
+            tensors[key] = cast_finite(matrix, dtype, f"{source.path}: {key}")
     save_pickle(path, _named(tensors, config, generation))
     notes = [f"an adapter for generation {generation.name}, rank {rank}"]
     if rank != generation.lora_rank:
@@ -161,18 +154,15 @@ def _named(
     return named
 
 
-def _describe(config: ModelConfig, generation: Generation) -> str:
+def _notes(source: Source, generation: Generation) -> list[str]:
+    """Says how the original's scripts find the file, and what they must be told since a `.pth`
+    cannot say it."""
+    config = source.config
     kind = "_moe" if config.num_experts else ""
-    return (
+    notes = [
         f"a model of generation {generation.name}; the original's scripts look for "
         f"NAME_{config.hidden_size}{kind}.pth in out/"
-    )
-
-
-def _notes(source: Source, generation: Generation) -> list[str]:
-    """Says what the original's scripts must be told, since a `.pth` cannot say it."""
-    config = source.config
-    notes = []
+    ]
     usual, given = _usual(config, generation), asdict(config)
     other = {name: given[name] for name in usual if given[name] != usual[name]}
     told = [f"{spell_field(name, generation)}={value!r}" for name, value in other.items()]
@@ -211,8 +201,3 @@ def _usual(config: ModelConfig, generation: Generation) -> dict[str, object]:
     for name in ("norm_cast_before_weight", "model_type", "use_qk_norm"):
         del fields[name]  # which no configuration of the original has
     return fields
-
-
-def _told(source: Source, options: ConvertOptions) -> ConvertOptions:
-    settings = asdict(source.config)
-    return replace(options, settings=settings, tokenizer=source.tokenizer, base=None)

@@ -49,18 +49,15 @@ def open_folder(path: Path, options: ConvertOptions) -> Source:
     CheckpointError."""
     folder = find_model_folder(path)
     options.check_only_tokenizer(folder)
-    config = load_folder_config(folder)
-    notes = []
-    if folder != path:
-        notes.append(f"read from {folder}")
-    adapter = _read_adapter(folder, config) if is_adapter_folder(folder) else None
+    config, tensors, adapter = _read(folder)
+    notes = [f"read from {folder}"] if folder != path else []
     if adapter is not None:
         notes.append(f"the adapter was merged into its base, {adapter.base}")
     tokenizer = options.tokenizer or tokenizer_folder(folder)
     return Source(
         path=folder,
         config=config,
-        tensors=check_tensors(config, _tensors(folder)),
+        tensors=check_tensors(config, tensors),
         tokenizer=tokenizer if has_tokenizer(tokenizer) else None,
         notes=notes,
         training=read_training(folder),
@@ -74,15 +71,17 @@ def _is_beside(file: Path) -> bool:
     return file.is_file() and file.name not in ours and not file.name.endswith(_NOT_BESIDE)
 
 
-def _tensors(folder: Path) -> LazyTensors:
+def _read(folder: Path) -> tuple[ModelConfig, LazyTensors, SourceAdapter | None]:
+    """Reads a model's folder, or an adapter's over its base, which may be an adapter's too."""
+    config = load_folder_config(folder)
     if is_adapter_folder(folder):
-        config = load_folder_config(folder)
-        base = _tensors(find_base(folder).folder)
-        return merged_tensors(config, base, load_adapter(folder, config), str(folder))
+        adapter = _read_adapter(folder, config)
+        _, base, _ = _read(adapter.base)
+        return config, merged_tensors(config, base, adapter.parts, str(folder)), adapter
     entries: dict[str, LazyTensor] = {}
     for file in weight_files(folder):
         entries |= lazy_tensors(file)
-    return LazyTensors(entries, str(folder))
+    return config, LazyTensors(entries, str(folder)), None
 
 
 def _read_adapter(folder: Path, config: ModelConfig) -> SourceAdapter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +14,7 @@ from minimind.errors import ConfigError
 from minimind.interop.checks import Difference, adapter_difference
 from minimind.interop.hf_folder import write_tokenizer
 from minimind.interop.options import ConvertOptions
-from minimind.interop.source import Source, SourceAdapter, check_finite
+from minimind.interop.source import Source, SourceAdapter, cast_finite
 from minimind.lora.adapter import EMBEDDING, Adapter, LoraPart
 from minimind.lora.folder import BaseModel, is_model_folder
 from minimind.lora.peft_experts import DOWN, GATE_UP, join_experts, join_linears, joined_rank
@@ -48,20 +47,19 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
         )
     dtype = DTYPES[options.dtype or "fp32"]
     tensors: dict[str, Tensor] = {}
-    written = _arrange(source.config, adapter.parts)
-    for name, part in written.parts.items():
+    base_name = options.base_name or adapter.base_name
+    parts, values = _arrange(source.config, adapter.parts, base_name)
+    for name, part in parts.items():
         pair = {f"{name}.lora_A.weight": part.a_RI, f"{name}.lora_B.weight": part.b_OR}
         if name == EMBEDDING:
             # PEFT adds (B·A)ᵀ to an embedding.
             pair = {f"{name}.lora_embedding_A": part.b_OR.T}
             pair |= {f"{name}.lora_embedding_B": part.a_RI.T}
         for key, tensor in pair.items():
-            tensors[PREFIX + key] = tensor.detach().to("cpu", dtype).contiguous()
-            check_finite(tensors[PREFIX + key], f"{source.path}: {key} in {dtype}")
-    base_name = options.base_name or adapter.base_name
-    values = written.config | {"base_model_name_or_path": base_name}
-    notes = _notes(adapter, base_name, bool(written.config.get("target_parameters")))
-    if not written.config.get("target_parameters"):
+            cast = cast_finite(tensor.detach().cpu(), dtype, f"{source.path}: {key}")
+            tensors[PREFIX + key] = cast.contiguous()
+    has_parameters = "target_parameters" in values
+    if not has_parameters:
         values["lora_dropout"] = adapter.dropout
     header = {"format": "pt"}
     if is_model_folder(adapter.base):
@@ -70,7 +68,7 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
     (folder / ADAPTER_CONFIG_FILE).write_text(text, encoding="utf-8")
     write_tensors(folder / ADAPTER_WEIGHTS_FILE, tensors, header)
     write_tokenizer(source, folder)
-    return notes
+    return _notes(adapter, base_name, has_parameters)
 
 
 def check(source: Source, folder: Path, options: ConvertOptions) -> list[Difference]:
@@ -80,21 +78,17 @@ def check(source: Source, folder: Path, options: ConvertOptions) -> list[Differe
     return [adapter_difference(source.adapter.parts, written, options.dtype)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Arranged:
-    """Holds an adapter by the names of PEFT's modules, and the configuration that says so."""
-
-    parts: dict[str, LoraPart]
-    config: dict[str, object]
-
-
-def _arrange(config: ModelConfig, adapter: Adapter) -> _Arranged:
-    """Gives the adapter as PEFT has it. In a Qwen3-MoE model of transformers 5 everything in a
-    feed-forward layer is adapted as a parameter and not as a module. PEFT finds no rank pattern
-    for parameters, so all of them get one rank and one scale, and the patterns name the modules."""
+def _arrange(
+    config: ModelConfig, adapter: Adapter, base_name: str
+) -> tuple[dict[str, LoraPart], dict[str, object]]:
+    """Gives the adapter by the names of PEFT's modules, and PEFT's configuration. In a Qwen3-MoE
+    model of transformers 5 everything in a feed-forward layer is adapted as a parameter and not as
+    a module. PEFT finds no rank pattern for parameters, so all of them get one rank and one scale,
+    and the patterns name the modules."""
     in_mlp = {name: part for name, part in adapter.items() if ".mlp." in name}
+    values = to_peft_config(config, adapter, base_name)
     if to_hf_config(config)["model_type"] != "qwen3_moe" or not in_mlp:
-        return _Arranged(dict(adapter), to_peft_config(config, adapter, ""))
+        return dict(adapter), values
     stacks, others = _group(config, in_mlp)
     rank = max(
         *(joined_rank(of_expert) for stack in stacks.values() for of_expert in stack),
@@ -110,14 +104,13 @@ def _arrange(config: ModelConfig, adapter: Adapter) -> _Arranged:
         experts, _, kind = stack.rpartition(".")
         inner = kind == GATE_UP and f"{experts}.{DOWN}" in stacks
         parts[f"{experts}.base_layer" if inner else experts] = join_experts(of_experts, rank, scale)
-    values = to_peft_config(config, adapter, "")
     values |= {"r": rank, "lora_alpha": scale * rank, "target_modules": modules}
     values["target_parameters"] = sorted([*stacks, *(f"{name}.weight" for name in others)])
     for key, field in (("rank_pattern", "rank"), ("alpha_pattern", "alpha")):
         usual = {"rank": rank, "alpha": scale * rank}[field]
         of_modules = {name: getattr(parts[name], field) for name in modules}
         values[key] = {name: value for name, value in of_modules.items() if value != usual}
-    return _Arranged(parts, values)
+    return parts, values
 
 
 def _group(

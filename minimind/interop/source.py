@@ -67,9 +67,6 @@ class LazyTensors(Mapping[str, Tensor]):
     def dtype(self, name: str) -> torch.dtype:
         return self.entries[name].dtype
 
-    def without(self, name: str) -> LazyTensors:
-        return LazyTensors({n: e for n, e in self.entries.items() if n != name}, self.origin)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceAdapter:
@@ -112,8 +109,7 @@ class Source:
 
 def check_finite(tensor: Tensor, name: str) -> None:
     """Raises CheckpointError, which `name` begins, where a value is NaN or infinite."""
-    # A sum is finite unless a value is not, or they overflow together; it needs no other tensor.
-    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+    if not _is_finite(tensor):
         num_bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
             f"{name} holds {num_bad:,} values that are NaN or infinite: take a checkpoint from "
@@ -121,26 +117,45 @@ def check_finite(tensor: Tensor, name: str) -> None:
         )
 
 
+def cast_finite(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Gives the tensor in `dtype`. Raises CheckpointError, which `name` begins, for a value that is
+    too large for it, NaN or infinite."""
+    cast = tensor.to(dtype)
+    if not _is_finite(cast):
+        check_finite(tensor, name)
+        raise CheckpointError(
+            f"{name} holds {float(tensor.abs().max()):.4g}, which is too large for {dtype}: use "
+            "--dtype bf16 or fp32"
+        )
+    return cast
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # A sum is finite unless a value is not, or they overflow together; it needs no other tensor.
+    total = tensor.sum(dtype=torch.float32)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
+
+
 def check_tensors(config: ModelConfig, tensors: LazyTensors) -> LazyTensors:
     """Gives the tensors of this model. An output head that equals the embedding it is tied to is
     left out. Raises CheckpointError that names a missing, unexpected or misshapen tensor."""
-    origin = tensors.origin
-    if config.tie_word_embeddings and HEAD in tensors and EMBEDDING in tensors:
+    origin, entries = tensors.origin, dict(tensors.entries)
+    if config.tie_word_embeddings and HEAD in entries and EMBEDDING in entries:
         if not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
             raise CheckpointError(
                 f"{origin}: {HEAD} differs from the embedding, but the configuration ties them: "
                 "set tie_word_embeddings to false"
             )
-        tensors = tensors.without(HEAD)
+        del entries[HEAD]
     shapes = outside_shapes(config)
     for name, shape in shapes.items():
-        if name not in tensors:
+        if name not in entries:
             raise CheckpointError(f"{origin}: the tensor {name} is missing")
-        if tensors.shape(name) != shape:
+        found = entries[name].shape
+        if found != shape:
             raise CheckpointError(
-                f"{origin}: {name} is {list(tensors.shape(name))}, but this model's is "
-                f"{list(shape)}"
+                f"{origin}: {name} is {list(found)}, but this model's is {list(shape)}"
             )
-    if others := sorted(set(tensors) - set(shapes)):
+    if others := sorted(set(entries) - set(shapes)):
         raise CheckpointError(f"{origin}: not of this model: {', '.join(others[:5])}")
-    return LazyTensors({name: tensors.entries[name] for name in shapes}, origin)
+    return LazyTensors({name: entries[name] for name in shapes}, origin)

@@ -50,7 +50,7 @@ def read_training(model_folder: Path, num_before: int = 0) -> TrainingRecord | N
             val_loss=_read_val_loss(checkpoint.parent.parent / "metrics.csv", int(meta["step"])),
             earlier=_read_earlier(given.get("from_checkpoint"), num_before + 1),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

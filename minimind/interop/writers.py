@@ -14,73 +14,55 @@ from minimind.interop.source import Source
 from minimind.runtime.devices import DTYPES
 
 
-def _nothing_beside(source: Source, output: Path, options: ConvertOptions) -> dict[Path, str]:
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class Writer:
     """Writes one format."""
 
     what: str
     """What it writes, for help texts."""
-    is_folder: bool
-    """Whether the result is a folder; else it is one file."""
-    dtypes: tuple[str, ...]
-    """The values of --dtype that it takes."""
     write: Callable[[Source, Path, ConvertOptions], list[str]]
     """Writes a temporary folder, which is there and empty, or a file that is not there. Gives notes
     for the user. Raises OSError where it cannot be written, and the errors of minimind/errors.py
     where the model cannot be written in this format."""
     check: Callable[[Source, Path, ConvertOptions], list[Difference]]
     """Reads what was written and compares it with the source."""
-    beside: Callable[[Source, Path, ConvertOptions], dict[Path, str]] = _nothing_beside
+    is_folder: bool = True
+    """Whether the result is a folder; else it is one file."""
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    """The values of --dtype that it takes."""
+    beside: Callable[[Source, Path, ConvertOptions], dict[Path, str]] = lambda *_: {}
     """Gives small text files that belong beside the output, by their paths."""
 
 
 WRITERS = {
-    "hf": Writer(
-        "a Hugging Face folder that transformers loads",
-        True,
-        tuple(DTYPES),
-        hf_folder.write,
-        hf_folder.check,
-    ),
+    "hf": Writer("a Hugging Face folder that transformers loads", hf_folder.write, hf_folder.check),
     "minimind": Writer(
         "the same without a model card, also for models that transformers has no class for",
-        True,
-        tuple(DTYPES),
         hf_folder.write_own,
         hf_folder.check,
     ),
     "peft": Writer(
-        "an adapter's folder for PEFT and transformers 5",
-        True,
-        tuple(DTYPES),
-        peft_folder.write,
-        peft_folder.check,
+        "an adapter's folder for PEFT and transformers 5", peft_folder.write, peft_folder.check
     ),
     "pth": Writer(
         "a .pth of the original MiniMind",
-        False,
-        tuple(DTYPES),
         original_writer.write,
         original_writer.check,
+        is_folder=False,
     ),
     "lora_pth": Writer(
         "an adapter alone, as a .pth of the original MiniMind",
-        False,
-        tuple(DTYPES),
         original_writer.write_adapter,
         original_writer.check_adapter,
+        is_folder=False,
     ),
     "gguf": Writer(
         "a GGUF file, for llama.cpp and Ollama",
-        False,
-        (),
         gguf_file.write,
         gguf_file.check,
-        gguf_file.beside,
+        is_folder=False,
+        dtypes=(),
+        beside=gguf_file.beside,
     ),
 }
 """The writer of each value of --to."""

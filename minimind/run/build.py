@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minimind.config.recipe import replace_fields
-from minimind.data.loader import EvalLoader, parse_data_args
+from minimind.data.loader import EvalLoader
+from minimind.data.mixture import parse_data_args
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.checkpoint import Checkpoint, check_same_helpers, needs_conversion, step_of

@@ -53,7 +53,7 @@ def describe_run(
         lines.append(f"tokenizer  {said}")
     if run.recipe.cuda_graph:
         lines.append("graphs     a micro-batch's forward and its backward each one CUDA graph")
-    if loader.num_truncated:
+    if loader.rows.plan.num_truncated:
         lines.append(f"cut        {_describe_cut(run, loader)}")
     return "\n".join(lines)
 
@@ -67,19 +67,19 @@ def _describe_rows(run: ResolvedRun) -> str:
 def _describe_epoch(run: ResolvedRun, loader: PackedLoader) -> str:
     if not STAGES[run.stage].data_format.packed:
         return f"{loader.num_units:,} prompts"
+    plan = loader.rows.plan
     return (
-        f"{loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
-        f"{loader.padding_share:.2%} padding"
+        f"{plan.num_tokens:,} tokens in {loader.num_rows:,} rows, {plan.padding_share:.2%} padding"
     )
 
 
 def _describe_cut(run: ResolvedRun, loader: PackedLoader) -> str:
     is_paired = STAGES[run.stage].data_format.documents_per_unit == 2
     what = "pairs have no difference" if is_paired else "conversations have no target"
-    lost = loader.count_lost()
+    cut, lost = loader.rows.plan.num_truncated, loader.rows.count_lost()
     advice = f": --seq_len above {run.seq_len} keeps more" if lost else ""
     return (
-        f"{loader.num_truncated:,} documents to fit a row; {lost:,} of {loader.num_units:,} {what} "
+        f"{cut:,} documents to fit a row; {lost:,} of {loader.num_units:,} {what} "
         f"left, and teach nothing{advice}"
     )
 
@@ -109,10 +109,11 @@ def _describe_validation(
     once = ""
     if total < run.recipe.eval_every:
         once = f"; the run has {total:,} steps, so at its end alone"
-    if eval_data.num_rows == eval_data.num_rows_there:
+    num_there = len(eval_data.rows)
+    if eval_data.num_rows == num_there:
         return f"{text} on all {eval_data.num_rows:,} {what}{once}"
     return (
-        f"{text} on {eval_data.num_rows:,} of {eval_data.num_rows_there:,} {what}, always the same "
+        f"{text} on {eval_data.num_rows:,} of {num_there:,} {what}, always the same "
         f"ones, by which the best checkpoint is chosen; --set eval_rows=0 takes all{once}"
     )
 

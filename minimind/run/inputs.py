@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
+from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
+from minimind.data.mixture import parse_data_args
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint

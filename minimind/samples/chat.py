@@ -5,9 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from minimind.samples.text import SUMS, Dice, SamplePrompt, person_words, town_words
+from minimind.samples.text import (
+    SUMS,
+    Dice,
+    SamplePrompt,
+    SampleRow,
+    person_words,
+    pick_count,
+    spell_numbers,
+    town_words,
+)
 from minimind.samples.tool_use import tool_conversation
 from minimind.samples.world import HELD_OUT_COUNTS, HELD_OUT_SUMS, PEOPLE, TOWNS
 
@@ -43,7 +51,7 @@ SAMPLE_QUESTIONS = (
 )
 
 
-def chat_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
+def chat_rows(seed: int) -> Iterator[SampleRow]:
     """Yields endless rows of conversations, each of one to three questions in one language; one in
     TOOLS_ONE_IN uses tools."""
     plain, dice = _conversations(seed, in_sentences=False), Dice(seed + 1)
@@ -51,15 +59,13 @@ def chat_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
         yield tool_conversation(dice) if dice.below(TOOLS_ONE_IN) == 0 else next(plain)
 
 
-def sentence_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
+def sentence_rows(seed: int) -> Iterator[SampleRow]:
     """Yields endless conversations like those of `chat_rows` without tools, but facts about the
     world are answered in whole sentences: a manner of answering that an adapter can learn."""
     return _conversations(seed, in_sentences=True)
 
 
-def _conversations(
-    seed: int, *, in_sentences: bool
-) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
+def _conversations(seed: int, *, in_sentences: bool) -> Iterator[SampleRow]:
     dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0
@@ -75,7 +81,7 @@ def _conversations(
         yield {"conversations": turns}, keys, any(one.is_held_out for one in asked)
 
 
-def preference_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
+def preference_rows(seed: int) -> Iterator[SampleRow]:
     """Yields endless preference pairs: the right answer, and as the rejected one a wrong or an
     evasive answer."""
     dice = Dice(seed)
@@ -89,7 +95,7 @@ def preference_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool
         yield {"chosen": sides[0], "rejected": sides[1]}, [one.question], one.is_held_out
 
 
-def unpaired_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
+def unpaired_rows(seed: int) -> Iterator[SampleRow]:
     """Yields each answer of `preference_rows` as a row of its own, with a label that says whether
     it is the chosen one."""
     for row, keys, is_held_out in preference_rows(seed):
@@ -120,19 +126,16 @@ def _sum(dice: Dice, in_english: bool) -> Question:
 
 
 def _count(dice: Dice, in_english: bool) -> Question:
-    first = 1 + dice.below(90)
-    last = min(100, first + 4 + dice.below(6))
-    ask = "Count from {a} to {b}." if in_english else "从{a}数到{b}。"
-    between, end = (", ", ".") if in_english else ("，", "。")
-    numbers = [str(number) for number in range(first, last + 1)]
-    left_out = 1 + dice.below(len(numbers) - 2)
-    wrong = numbers[:left_out] + numbers[left_out + 1 :]
+    first, last = pick_count(dice)
+    numbers = range(first, last + 1)
+    left_out = first + 1 + dice.below(len(numbers) - 2)
+    wrong = [number for number in numbers if number != left_out]
     if dice.below(2) == 0:  # goes on past the end
-        wrong = [*numbers, *(str(last + 1 + i) for i in range(1 + dice.below(4)))]
+        wrong = range(first, last + 2 + dice.below(4))
     return Question(
-        ask.format(a=first, b=last),
-        between.join(numbers) + end,
-        between.join(wrong) + end,
+        f"Count from {first} to {last}." if in_english else f"从{first}数到{last}。",
+        spell_numbers(numbers, in_english),
+        spell_numbers(wrong, in_english),
         is_held_out=(first, last) in HELD_OUT_COUNTS,
     )
 

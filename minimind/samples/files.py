@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from minimind.data.chat_format import read_chat
 from minimind.data.chat_template import CHAT_TEMPLATE, render_chat
@@ -21,7 +21,7 @@ from minimind.runtime.cache_folder import CACHE_ADVICE, default_cache_dir, locke
 from minimind.runtime.whole_files import write_whole
 from minimind.samples import chat, text, tool_use, tools, world
 from minimind.samples.chat import chat_rows, preference_rows, sentence_rows, unpaired_rows
-from minimind.samples.text import Dice, text_documents
+from minimind.samples.text import Dice, SampleRow, text_documents
 from minimind.samples.tool_use import tool_conversation
 
 Split = Literal["train", "val"]
@@ -34,14 +34,9 @@ _VAL_ONE_IN = 20
 """One document or question in so many, chosen by its hash, is in the validation data only."""
 
 
-def _text_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
+def _text_rows(seed: int) -> Iterator[SampleRow]:
     for document, is_held_out in text_documents(seed):
         yield {"text": document}, [document], is_held_out
-
-
-SampleRows = Callable[[int], Iterator[tuple[dict[str, Any], list[str], bool]]]
-"""Takes a seed and yields (row, keys, is_held_out). A row is for validation if `is_held_out`, or by
-the hash of a key: texts that must not be in both splits. The rows may be endless."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +45,8 @@ class SampleData:
     size of its two files."""
 
     name: str
-    rows: SampleRows
+    rows: Callable[[int], Iterator[SampleRow]]
+    """Takes a seed and yields rows, possibly without end."""
     train_bytes: int
     val_bytes: int
 
@@ -86,9 +82,7 @@ def write_sample(
                 return
 
 
-def sample_data_path(
-    split: Split, data: SampleData = TEXT_DATA, cache_dir: str | Path | None = None
-) -> Path:
+def sample_data_path(split: Split, data: SampleData = TEXT_DATA) -> Path:
     """Gives the path of the sample data's file in the cache folder, and writes the file where it is
     missing. Raises DataError where that is not possible."""
     # The name holds a hash of the generators' source, so a changed generator never finds an old
@@ -96,7 +90,7 @@ def sample_data_path(
     sources = [Path(str(module.__file__)) for module in _SOURCES]
     sources += [Path(__file__), Path(str(inspect.getsourcefile(data.rows)))]
     version = hashlib.blake2b(b"".join(p.read_bytes() for p in sources), digest_size=6).hexdigest()
-    folder = Path(cache_dir or default_cache_dir()) / "sample"
+    folder = default_cache_dir() / "sample"
     path = folder / f"sample_{data.name}_{split}_{version}.jsonl"
     try:
         if not path.is_file():
@@ -114,11 +108,11 @@ def sample_data_path(
     return path
 
 
-def train_sample_tokenizer(cache_dir: str | Path | None = None) -> Tokenizer:
+def train_sample_tokenizer() -> Tokenizer:
     """Trains the shipped tokenizer again, on the sample text and some conversations with tools.
     Needed after a change to either: `python -c "from minimind.samples.files import *;
     train_sample_tokenizer().save('minimind/samples/tokenizer')"`."""
-    texts = read_training_texts([str(sample_data_path("train", cache_dir=cache_dir))])
+    texts = read_training_texts([str(sample_data_path("train"))])
     # Tokens hold at most four Chinese characters; without the limit whole sentences become tokens.
     return train_tokenizer([*texts, *_tool_texts()], MAX_SAMPLE_VOCAB, max_token_bytes=12)
 

@@ -4,10 +4,9 @@ and questions that only a tool can answer."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from minimind.samples.files import SampleData
-from minimind.samples.text import SUMS, Dice
+from minimind.samples.text import SUMS, Dice, SampleRow, pick_count, spell_numbers
 from minimind.samples.tool_use import pick_tool_question, tools_turn
 from minimind.samples.world import HELD_OUT_COUNTS, HELD_OUT_SUMS
 
@@ -20,10 +19,8 @@ SORT_WORDINGS = ("Sort {a}, {b}, {c}.", "请给 {a}、{b}、{c} 排序。")
 OTHER_ONE_IN = 8
 """One prompt in so many asks to count, and one in so many to sort; all others ask for a sum."""
 
-_Row = tuple[dict[str, Any], list[str], bool]
 
-
-def prompt_rows(seed: int) -> Iterator[_Row]:
+def prompt_rows(seed: int) -> Iterator[SampleRow]:
     """Yields endless rows of prompts: sums, counting, and numbers to sort."""
     dice = Dice(seed)
     while True:
@@ -38,7 +35,7 @@ def prompt_rows(seed: int) -> Iterator[_Row]:
             yield _sum(wording, dice.pick(SUMS))
 
 
-def sum_rows(seed: int) -> Iterator[_Row]:
+def sum_rows(seed: int) -> Iterator[SampleRow]:
     """Yields every sum in every wording once, in random order. The validation data is exactly the
     held-out sums."""
     wordings = (*SUM_WORDINGS_EN, *SUM_WORDINGS_ZH)
@@ -47,7 +44,7 @@ def sum_rows(seed: int) -> Iterator[_Row]:
         yield row, [], is_held_out
 
 
-def tool_rows(seed: int) -> Iterator[_Row]:
+def tool_rows(seed: int) -> Iterator[SampleRow]:
     """Yields endless prompts that need a tool; no conversation of the chat data asks the same
     question."""
     dice = Dice(seed)
@@ -60,33 +57,26 @@ def tool_rows(seed: int) -> Iterator[_Row]:
         yield row, [one.question], False
 
 
-def _sum(wording: str, pair: tuple[int, int]) -> _Row:
+def _sum(wording: str, pair: tuple[int, int]) -> SampleRow:
     question = wording.format(a=pair[0], b=pair[1])
     return _prompt(question, sum(pair), pair in HELD_OUT_SUMS)
 
 
-def _count(dice: Dice, in_english: bool) -> _Row:
-    first = 1 + dice.below(90)
-    last = min(100, first + 4 + dice.below(6))
+def _count(dice: Dice, in_english: bool) -> SampleRow:
+    first, last = pick_count(dice)
     question = COUNT_WORDINGS[not in_english].format(a=first, b=last)
-    answer = _list(range(first, last + 1), in_english)
+    answer = spell_numbers(range(first, last + 1), in_english)
     return _prompt(question, answer, (first, last) in HELD_OUT_COUNTS)
 
 
-def _sort(dice: Dice, in_english: bool) -> _Row:
+def _sort(dice: Dice, in_english: bool) -> SampleRow:
     numbers = dice.some(range(1, 100), 3, 3)
     a, b, c = numbers
     question = SORT_WORDINGS[not in_english].format(a=a, b=b, c=c)
-    return _prompt(question, _list(sorted(numbers), in_english), False)
+    return _prompt(question, spell_numbers(sorted(numbers), in_english), False)
 
 
-def _list(numbers: list[int] | range, in_english: bool) -> str:
-    """Writes numbers as a list, spelled as the answers in the chat data are."""
-    between, end = (", ", ".") if in_english else ("，", "。")
-    return between.join(map(str, numbers)) + end
-
-
-def _prompt(question: str, gt: int | str, is_held_out: bool) -> _Row:
+def _prompt(question: str, gt: int | str, is_held_out: bool) -> SampleRow:
     turns = [{"role": "user", "content": question}]
     return {"conversations": turns, "gt": gt}, [question], is_held_out
 

@@ -4,10 +4,10 @@ in English and Chinese. A fresh machine can train on it, and a reader can check 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.samples.world import (
@@ -22,6 +22,9 @@ from minimind.samples.world import (
 )
 
 ItemT = TypeVar("ItemT")
+SampleRow = tuple[dict[str, Any], list[str], bool]
+"""A row of sample data, its keys, and whether it is held out. The row is for validation if it is
+held out, or by the hash of a key: texts that must not be in both splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +110,23 @@ def _sums(dice: Dice, in_english: bool) -> tuple[str, bool]:
     return "\n".join(lines), held_out
 
 
-def _counting(dice: Dice, in_english: bool) -> tuple[str, bool]:
+def pick_count(dice: Dice) -> tuple[int, int]:
+    """Draws the first and the last of some numbers to count."""
     first = 1 + dice.below(90)
-    last = min(100, first + 4 + dice.below(6))
-    numbers = [str(number) for number in range(first, last + 1)]
-    held_out = (first, last) in HELD_OUT_COUNTS
-    if in_english:
-        return f"Count from {first} to {last}: {', '.join(numbers)}.", held_out
-    return f"从{first}数到{last}：{'，'.join(numbers)}。", held_out
+    return first, min(100, first + 4 + dice.below(6))
+
+
+def spell_numbers(numbers: Iterable[int], in_english: bool) -> str:
+    """Writes numbers as a list with a full stop."""
+    between, end = (", ", ".") if in_english else ("，", "。")
+    return between.join(map(str, numbers)) + end
+
+
+def _counting(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    first, last = pick_count(dice)
+    asked = f"Count from {first} to {last}: " if in_english else f"从{first}数到{last}："
+    numbers = spell_numbers(range(first, last + 1), in_english)
+    return asked + numbers, (first, last) in HELD_OUT_COUNTS
 
 
 _TOWN_FORMS_EN = (

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from minimind.samples.text import Dice
+from minimind.samples.text import Dice, SampleRow
 from minimind.samples.tools import TOOL_SCHEMAS, TOOLS
 from minimind.samples.world import PEOPLE, THINGS
 
@@ -54,9 +54,9 @@ def tools_turn() -> dict[str, str]:
     return {"role": "system", "content": "", "tools": json.dumps(TOOL_SCHEMAS)}
 
 
-def tool_conversation(dice: Dice) -> tuple[dict[str, Any], list[str], bool]:
-    """Draws a conversation with tools as (row, keys, is_held_out). The tool is called on request
-    and in one of CALLED_ONE_IN other cases; otherwise the assistant says that it does not know."""
+def tool_conversation(dice: Dice) -> SampleRow:
+    """Draws a conversation with tools. The tool is called on request and in one of CALLED_ONE_IN
+    other cases; otherwise the assistant says that it does not know."""
     one = pick_tool_question(dice, dice.below(2) == 0, is_shown=True)
     question = one.question
     is_requested = dice.below(100) < REQUESTED_PERCENT

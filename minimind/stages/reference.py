@@ -166,7 +166,7 @@ def _compute(
     with tqdm(
         total=data.num_rows, desc="reference", unit="row", file=sys.stderr, disable=None
     ) as bar:
-        for batch in prefetched(data.all_batches(), ahead=2):
+        for batch in prefetched(data.all_batches()):
             batch = cast(UnitBatch, batch.to(device))
             found_PC = measure(model, batch)
             if table is None:

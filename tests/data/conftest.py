@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_rows import MakeRows
-from dialect_rows import Data, Make
+from data_rows import MakeCache
 
-from minimind.data.chat_format import CHAT
 from minimind.data.formats import Format
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
@@ -45,20 +43,6 @@ def make_cache(write_rows: Callable[..., Path], tokenizer: Tokenizer) -> Callabl
     return make
 
 
-@pytest.fixture
-def write_chats(tmp_path: Path) -> Callable[..., Path]:
-    """Gives a function that writes conversations: write_chats(conversations, name="chat.jsonl") ->
-    the file."""
-
-    def write(conversations: Iterable[list[dict]], name: str = "chat.jsonl") -> Path:
-        path = tmp_path / name
-        rows = [json.dumps({"conversations": c}, ensure_ascii=False) for c in conversations]
-        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        return path
-
-    return write
-
-
 @pytest.fixture(scope="session")
 def hugging_face(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
     """Gives the same tokenizer as transformers loads it."""
@@ -69,24 +53,14 @@ def hugging_face(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def cache_of(tmp_path: Path, tokenizer: Tokenizer) -> Make:
-    """cache_of(format, row) -> the cache of a file of that row."""
+def cache_of(tmp_path: Path, tokenizer: Tokenizer) -> MakeCache:
+    """cache_of(format, *rows, name="rows.jsonl") -> the cache of a file of these rows."""
 
-    def cache(data_format: Format, row: Data) -> TokenCache:
-        path = tmp_path / "rows.jsonl"
-        path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-        return build_token_cache(path, tokenizer, data_format)
-
-    return cache
-
-
-@pytest.fixture
-def cache_of_rows(tmp_path: Path, tokenizer: Tokenizer) -> MakeRows:
-    """cache_of_rows(*rows, format=CHAT) -> their cache."""
-
-    def cache(*rows: dict[str, Any], format: Format = CHAT, **options: Any) -> TokenCache:
-        path = tmp_path / "rows.jsonl"
+    def cache(
+        data_format: Format, *rows: dict[str, Any], name: str = "rows.jsonl", **options: Any
+    ) -> TokenCache:
+        path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return build_token_cache(path, tokenizer, format, **options)
+        return build_token_cache(path, tokenizer, data_format, **options)
 
     return cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.chat_format import read_chat
+from minimind.data.chat_template import CHAT_TEMPLATE, render_chat
 from minimind.data.tokenizer import TAGS, Tokenizer
 from minimind.data.tokenizer_training import RESERVED_TOKENS, train_tokenizer
 from minimind.errors import DataError
@@ -57,20 +59,18 @@ def encode(tokenizer: Tokenizer, chat: Chat) -> tuple[str, str, list[int]]:
 
 @pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
 @pytest.mark.parametrize("name", CHATS)
-def test_ids_are_those_of_transformers(tokenizer: Tokenizer, hugging_face, name, tools) -> None:
-    expected = hugging_face.apply_chat_template(
-        CHATS[name], tools=tools, tokenize=True, return_dict=False
-    )
-    chat = read_chat(CHATS[name], "chat", needs_answer=False)
-    encoder = ChatEncoder(tokenizer)
-    (sample,) = encoder.encode([encoder.spans(Chat(chat.messages, tools))])
-    assert sample.ids.tolist() == expected
-    for thinking in (False, True):
-        options = {"add_generation_prompt": True, "enable_thinking": thinking}
-        expected = hugging_face.apply_chat_template(
-            CHATS[name], tools=tools, tokenize=True, return_dict=False, **options
-        )
-        assert encoder.prompt_ids(Chat(chat.messages, tools), thinking) == expected
+def test_text_and_ids_are_those_of_transformers(
+    tokenizer: Tokenizer, hugging_face, name, tools
+) -> None:
+    turns, encoder = CHATS[name], ChatEncoder(tokenizer)
+    chat = Chat(read_chat(turns, "chat", needs_answer=False).messages, tools)
+    for asks, thinks in itertools.product((False, True), repeat=2):
+        options = {"add_generation_prompt": asks, "enable_thinking": thinks}
+        text = hugging_face.apply_chat_template(turns, tools=tools, tokenize=False, **options)
+        assert render_chat(CHAT_TEMPLATE, turns, tools, **options) == text
+        ids = hugging_face(text, add_special_tokens=False)["input_ids"]
+        (sample,) = encoder.encode([encoder.spans(chat)])
+        assert (encoder.prompt_ids(chat, thinks) if asks else sample.ids.tolist()) == ids
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

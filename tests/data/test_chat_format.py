@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from chats import ANSWER, USER
+from data_checks import check_middle_is_bad
+from data_rows import as_rows
 
 from minimind.data.chat_format import EMPTY_THINKING, SYSTEM_PROMPTS, chat_samples
 from minimind.data.jsonl import BadRow
@@ -11,10 +13,6 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.types import Row, Sample
 
 CALL = {"name": "f", "arguments": {}}
-
-
-def row(turns: object, line: int = 1) -> Row:
-    return Row(data={"conversations": turns}, path="c.jsonl", line=line)
 
 
 def call(**changes: object) -> dict[str, object]:
@@ -56,14 +54,8 @@ def call(**changes: object) -> dict[str, object]:
 def test_bad_rows_do_not_disturb_their_neighbours(
     tokenizer: Tokenizer, turns: object, reason: str
 ) -> None:
-    rows = [row([USER, ANSWER], 1), row(turns, 2), row([USER, ANSWER], 3)]
-    first, bad, last = chat_samples(rows, tokenizer)
-    assert isinstance(bad, BadRow)
-    assert str(bad).startswith("c.jsonl:2: ")
-    assert reason in bad.reason
-    assert isinstance(first, Sample)
-    assert isinstance(last, Sample)
-    assert first.ids.tolist() == last.ids.tolist()
+    rows = as_rows(*({"conversations": each} for each in ([USER, ANSWER], turns, [USER, ANSWER])))
+    check_middle_is_bad(chat_samples(rows, tokenizer), reason)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +71,14 @@ def test_bad_rows_do_not_disturb_their_neighbours(
     ],
 )
 def test_good_rows(tokenizer: Tokenizer, turns: object) -> None:
-    (sample,) = chat_samples([row(turns)], tokenizer)
+    (sample,) = chat_samples(as_rows({"conversations": turns}), tokenizer)
     assert isinstance(sample, Sample), sample
     assert sample.is_target.any()
     assert not sample.is_target.all()
 
 
 def test_another_key_is_named(tokenizer: Tokenizer) -> None:
-    (bad,) = chat_samples([Row(data={"messages": []}, path="c.jsonl", line=8)], tokenizer)
+    (bad,) = chat_samples(as_rows({"messages": []}), tokenizer)
     assert isinstance(bad, BadRow)
     assert "no key \"conversations\" (keys found: 'messages')" in bad.reason
 
@@ -98,9 +90,8 @@ def test_a_template_that_refuses_names_the_line(tokenizer: Tokenizer) -> None:
     )
     config = {**tokenizer._config, "chat_template": template}
     strict = Tokenizer(tokenizer._spec, config, "strict")
-    good, bad = chat_samples(
-        [row([USER, ANSWER]), row([{**USER, "role": "tool"}, ANSWER], 2)], strict
-    )
+    turns = ([USER, ANSWER], [{**USER, "role": "tool"}, ANSWER])
+    good, bad = chat_samples(as_rows(*({"conversations": each} for each in turns)), strict)
     assert isinstance(good, Sample)
     assert isinstance(bad, BadRow)
     assert "no tools here" in bad.reason
@@ -112,7 +103,7 @@ def texts(tokenizer: Tokenizer, rows: list[Row], **options: float) -> list[str]:
 
 
 def test_augmentation_follows_seed_and_line_alone(tokenizer: Tokenizer) -> None:
-    rows = [row([USER, ANSWER], line) for line in range(1, 301)]
+    rows = as_rows(*[{"conversations": [USER, ANSWER]}] * 300)
     plain = texts(tokenizer, rows)[0]
     options = {"system_prompt_ratio": 0.3, "empty_think_ratio": 0.4}
     found = texts(tokenizer, rows, **options, seed=1)
@@ -129,9 +120,10 @@ def test_augmentation_follows_seed_and_line_alone(tokenizer: Tokenizer) -> None:
 
 
 def test_augmentation_leaves_system_turns_tools_and_thoughts(tokenizer: Tokenizer) -> None:
-    rows = [
-        row([{"role": "system", "content": "s"}, USER, {**ANSWER, "reasoning_content": "hm"}]),
-        row([{**USER, "tools": [{"name": "f"}]}, {**ANSWER, "reasoning_content": "hm"}]),
-    ]
+    thoughtful = {**ANSWER, "reasoning_content": "hm"}
+    rows = as_rows(
+        {"conversations": [{"role": "system", "content": "s"}, USER, thoughtful]},
+        {"conversations": [{**USER, "tools": [{"name": "f"}]}, thoughtful]},
+    )
     options = {"system_prompt_ratio": 1.0, "empty_think_ratio": 0.0}
     assert texts(tokenizer, rows, **options) == texts(tokenizer, rows)

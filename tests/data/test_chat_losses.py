@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from chats import ANSWER, CHATS, TOOLS, USER
+from data_rows import as_rows
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.chat_format import chat_samples
@@ -35,7 +36,7 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def rows(*turns: dict[str, Any], **more: Any) -> list[Row]:
-    return [Row(data={"conversations": list(turns), **more}, path="a.jsonl", line=1)]
+    return as_rows({"conversations": list(turns), **more})
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_reasoning_that_is_not_shown_is_counted(
     assert isinstance(sample, Sample)
     assert sample.unread == unread
     pair = {"chosen": turns, "rejected": [*turns[:-1], {**ANSWER, "content": "no"}]}
-    (both,) = preference_samples([Row(data=pair, path="a", line=1)], plain)
+    (both,) = preference_samples(as_rows(pair), plain)
     assert isinstance(both, PairSample)
     assert both.unread == unread
     (prompt,) = prompt_samples(rows(*turns, USER), plain)
@@ -87,8 +88,9 @@ def test_the_own_template_shows_all(tokenizer: Tokenizer) -> None:
             assert isinstance(sample, Sample), sample
             assert sample.unread == ()
     chat = Chat([dict(USER), dict(CALLING)], TOOLS)
-    encoder.check_shown(chat, encoder.spans(chat))
-    assert encoder.take_unread() == ()
+    unread: set[str] = set()
+    encoder.check_shown(chat, encoder.spans(chat), unread)
+    assert not unread
 
 
 def test_weights_need_turns_that_stand_apart(tokenizer: Tokenizer, plain: Tokenizer) -> None:

@@ -4,24 +4,7 @@ import pytest
 from chats import ANSWER, CHATS, TOOLS, USER
 
 from minimind.data.chat_template import CHAT_TEMPLATE, render_chat
-from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-
-
-@pytest.mark.parametrize("name", CHATS)
-@pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
-@pytest.mark.parametrize("thinking", [False, True])
-def test_rendering_is_that_of_transformers(
-    tokenizer: Tokenizer, tmp_path_factory, name: str, tools, thinking: bool
-) -> None:
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(folder)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    for prompt in (False, True):
-        options = {"add_generation_prompt": prompt, "enable_thinking": thinking}
-        expected = theirs.apply_chat_template(CHATS[name], tools=tools, tokenize=False, **options)
-        assert render_chat(CHAT_TEMPLATE, CHATS[name], tools, **options) == expected
 
 
 def test_turns() -> None:

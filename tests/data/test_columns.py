@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_rows import MakeCache
 
 from minimind.data.collate import collate_units
 from minimind.data.formats import TEXT_COLUMN
@@ -43,7 +43,7 @@ SCORED = replace(
 
 
 @pytest.fixture
-def cache(tmp_path: Path, tokenizer: Tokenizer) -> TokenCache:
+def cache(cache_of: MakeCache) -> TokenCache:
     """30 short documents; each says its own number, and so does what it brings."""
     rows = [
         {
@@ -54,9 +54,7 @@ def cache(tmp_path: Path, tokenizer: Tokenizer) -> TokenCache:
         }
         for number in range(30)
     ]
-    path = tmp_path / "scored.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return build_token_cache(path, tokenizer, SCORED)
+    return cache_of(SCORED, *rows, name="scored.jsonl")
 
 
 def numbers_by_place(batch: UnitBatch, tokenizer: Tokenizer) -> list[int | None]:
@@ -91,7 +89,7 @@ def test_each_document_keeps_what_its_row_brought(cache: TokenCache, tokenizer: 
     loader = PackedLoader(
         [WeightedSource(cache)], seq_len=SEQ_LEN, rows_per_step=2, micro_batch=2, pad_id=0
     )
-    assert loader.padding_share > 0, "some places are free"
+    assert loader.rows.plan.padding_share > 0, "some places are free"
     found: list[int] = []
     for batch in loader.all_batches():
         found += check(batch, tokenizer)
@@ -130,7 +128,7 @@ def test_a_batch_of_padding_brings_nothing_at_every_place(
     loader = PackedLoader(
         [WeightedSource(cache)], seq_len=SEQ_LEN, rows_per_step=1, micro_batch=1, pad_id=0
     )
-    assert check(loader._rows.batch([], 2), tokenizer) == []
+    assert check(loader.rows.batch([], 2), tokenizer) == []
 
 
 def test_the_cache_is_mapped_again_and_one_cut_short_is_not(
@@ -160,19 +158,15 @@ def test_the_cache_is_mapped_again_and_one_cut_short_is_not(
     ],
 )
 def test_a_value_of_another_kind_is_a_bad_row(
-    tmp_path: Path, tokenizer: Tokenizer, change: dict[str, object], reason: str
+    cache_of: MakeCache, change: dict[str, object], reason: str
 ) -> None:
     good = {"text": "a", "score": 1, "is_good": True, "answer": ""}
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in (good, good | change)), "utf-8")
     with pytest.raises(DataError) as caught:
-        build_token_cache(path, tokenizer, SCORED)
-    assert f"{path}:2: {reason}" in str(caught.value)
+        cache_of(SCORED, good, good | change)
+    assert f"rows.jsonl:2: {reason}" in str(caught.value)
 
 
-def test_texts_may_all_be_empty(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_texts_may_all_be_empty(cache_of: MakeCache) -> None:
     row = {"text": "a", "score": 1, "is_good": True, "answer": ""}
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join([json.dumps(row)] * 3), "utf-8")
-    cache = build_token_cache(path, tokenizer, SCORED)
+    cache = cache_of(SCORED, row, row, row)
     assert [cache.meta(number)["answer"] for number in range(3)] == [""] * 3

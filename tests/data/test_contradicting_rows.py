@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chat_rows import CALL, SAID, TOOLS, USER, MakeRows, chat
+from chat_rows import CALL, SAID, TOOLS, USER, chat
+from data_rows import MakeCache
 
 from minimind.data.chat_format import CHAT
 from minimind.data.formats import Format
@@ -30,8 +31,9 @@ CONTRADICTIONS = [
     (CHAT, chat(USER, {**SAID, "tool_calls": [{**CALL, "parameters": {"a": 1}}]}),
      '"arguments" and "parameters" differ'),
     (CHAT, chat(USER, {**SAID, "tool_calls": [{"type": "retrieval", **CALL}]}), "not function"),
-    (CHAT, {"conversations": [{"from": "human", "value": "q"},
-                              {"from": "function_call", "value": "call f"}]}, "no JSON object"),
+    *((CHAT, {"conversations": [{"from": "human", "value": "q"},
+                                {"from": "function_call", "value": value}]}, "no JSON object")
+      for value in ("call f", "[]")),
     (CHAT, chat({"role": "system", "content": "a"}, USER, SAID, system="b"),
      '"system" of the row and its system turn differ'),
     (CHAT, chat(USER, SAID, system="a", system_prompt="b"), '"system" and "system_prompt" differ'),
@@ -59,6 +61,7 @@ CONTRADICTIONS = [
     (CHAT, {"instruction": "", "input": " ", "output": "c"}, "there is no question"),
     (CHAT, {"instruction": "a", "output": ""}, "there is no answer to learn"),
     (CHAT, {"instruction": "a", "output": "b", "history": [["a"]]}, '"history" 1 is no'),
+    (CHAT, {"prompt": "q", "completion": "a", "thought": float("nan")}, '"thought" is NaN, which'),
     (CHAT, {"prompt": [], "completion": "a"}, '"prompt" is no text and no list of turns'),
     (CHAT, chat({**USER, "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, SAID),
      'content part 1 is of the type "image_url", and only text is read'),
@@ -71,6 +74,7 @@ CONTRADICTIONS = [
      r'part at turn 1 \(user\)'),
     (PREFERENCE, {"chosen": "b", "rejected": "c"}, "an answer without its prompt"),
     (PREFERENCE, {"prompt": "a", "chosen": "b", "rejected": "b"}, "no preference to learn"),
+    (PREFERENCE, {"chosen": "\n\nHuman: q\n\nAssistant: a"}, 'no key "rejected"'),
     (UNPAIRED, chat(USER, SAID, label=True, kto_tag=False), '"label" and "kto_tag" differ'),
     (UNPAIRED, chat(USER, {**SAID, "weight": 0}, label=True), "the weight 0, and a label"),
     (UNPAIRED, {"messages": [USER, SAID], "label": "good"}, "true or false is expected"),
@@ -82,8 +86,8 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("format", "row", "said"), CONTRADICTIONS)
 def test_what_contradicts_itself_is_refused(
-    cache_of_rows: MakeRows, format: Format, row: dict[str, Any], said: str
+    cache_of: MakeCache, format: Format, row: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(DataError, match=said) as caught:
-        cache_of_rows(row, format=format)
+        cache_of(format, row)
     assert "rows.jsonl:1: " in str(caught.value)

@@ -164,13 +164,13 @@ def test_a_folder_is_one_source(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.jsonl").write_bytes(LINES)
     (tmp_path / "sub" / "c.json.gz").write_bytes(gzip.compress(ARRAY))
-    (tmp_path / "a.txt").write_bytes(b"a document")
+    (tmp_path / "a.TXT").write_bytes(b"a document")
     (tmp_path / "README.md").write_bytes(b"no data")
     file = scan_data(tmp_path)
-    assert [Path(member.path).name for member in file.members] == ["a.txt", "b.jsonl", "c.json.gz"]
+    assert [Path(member.path).name for member in file.members] == ["a.TXT", "b.jsonl", "c.json.gz"]
     rows = [row for row, _ in read_rows(file)]
     assert len(rows) == 7
-    assert rows[0].path.endswith("a.txt")
+    assert rows[0].path.endswith("a.TXT")
     assert file.text_size is None
     kinds = "plain text, each file a document and JSON lines and a JSON array compressed by gzip"
     assert file.describe() == f"3 files, {kinds} (not read: README.md)"

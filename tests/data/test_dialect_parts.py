@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from dialect_rows import ASK, CALL, FIVE, FOUR, OWN_TALK, SYSTEM, TALK, TOOLS, Make, tokens
+from data_rows import MakeCache
+from dialect_rows import ASK, CALL, FIVE, FOUR, OWN_TALK, SYSTEM, TALK, TOOLS, tokens
 
 from minimind.data.chat_format import CHAT
 from minimind.data.jsonl import BadRow
@@ -37,7 +38,7 @@ def test_arguments_are_objects_in_every_form(tmp_path: Path) -> None:
     assert 'turn 1 of "messages": tool call 1: "arguments" is not JSON' in bad.reason
 
 
-def test_json_in_strings_is_what_it_spells(cache_of: Make) -> None:
+def test_json_in_strings_is_what_it_spells(cache_of: MakeCache) -> None:
     """Whole conversations, tools in OpenAI's first form, lists of strings of JSON."""
     own = {**OWN_TALK, "tools": TOOLS}
     bare = [tool["function"] for tool in TOOLS]
@@ -59,7 +60,7 @@ def test_json_in_strings_is_what_it_spells(cache_of: Make) -> None:
         assert tokens(cache_of(PREFERENCE, row)) == tokens(cache_of(PREFERENCE, pair))
 
 
-def test_roles_are_known_in_any_case(cache_of: Make) -> None:
+def test_roles_are_known_in_any_case(cache_of: MakeCache) -> None:
     call = {"role": "Tool_Call", "content": json.dumps(CALL)}
     turns = [{"role": "SYSTEM", "content": "Be brief."}, {"role": "Human", "content": "2+2?"}, call,
              {"role": "tool_response", "content": "4"}, {"role": "AI", "content": "4"}]  # fmt: skip
@@ -75,7 +76,7 @@ def test_roles_are_known_in_any_case(cache_of: Make) -> None:
         assert tokens(cache_of(CHAT, row)) == tokens(cache_of(CHAT, {"conversations": own}))
 
 
-def test_calls_in_turns_of_their_own_are_one_turn(cache_of: Make) -> None:
+def test_calls_in_turns_of_their_own_are_one_turn(cache_of: MakeCache) -> None:
     """As ms-swift writes parallel calls."""
     calls = [{"name": name, "arguments": {"a": 1}} for name in "fg"]
     turns = [{"role": "tool_call", "content": json.dumps(call)} for call in calls]
@@ -91,7 +92,7 @@ def test_calls_in_turns_of_their_own_are_one_turn(cache_of: Make) -> None:
 DIALOGUE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, ASK]
 
 
-def test_dialogues_in_one_text(cache_of: Make) -> None:
+def test_dialogues_in_one_text(cache_of: MakeCache) -> None:
     """As BELLE's instructions and hh-rlhf's prompts have them."""
     lines = "Human:Hi\nAssistant:Yes?\nHuman:2+2?\nAssistant:"
     parts = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: 2+2?\n\nAssistant:"
@@ -111,25 +112,19 @@ def test_dialogues_in_one_text(cache_of: Make) -> None:
     assert ids == tokens(cache_of(CHAT, own))[0][0]
 
 
-def test_forms_of_single_data_sets(cache_of: Make, tmp_path: Path) -> None:
+def test_forms_of_single_data_sets(cache_of: MakeCache, tmp_path: Path) -> None:
     pairs = [{"human": "Hi", "assistant": "Yes?"}, {"human": "2+2?", "assistant": "4"}]
     own = {"conversations": [*DIALOGUE, FOUR]}
     given = {"conversation_id": 1, "category": "c", "conversation": pairs}
     cache = cache_of(CHAT, given)
     assert cache.unread == {"'category'": 1, "'conversation_id'": 1}
     assert tokens(cache) == tokens(cache_of(CHAT, own))
-    assert tokens(cache_of(CHAT, {"kind": "NLI", "input": "2+2?", "target": "4"})) == tokens(
-        cache_of(CHAT, {"conversations": [ASK, FOUR]})
-    )
-    assert tokens(cache_of(CHAT, {"problem": "2+2?", "solution": "4"})) == tokens(
-        cache_of(CHAT, {"conversations": [ASK, FOUR]})
-    )
     called = {"query": "2+2?", "answers": json.dumps([CALL]), "tools": json.dumps(TOOLS)}
     turns = [{**ASK, "tools": TOOLS}, {"role": "assistant", "tool_calls": [CALL]}]
     assert tokens(cache_of(CHAT, called)) == tokens(cache_of(CHAT, {"conversations": turns}))
 
 
-def test_rows_within_a_row_are_found(cache_of: Make) -> None:
+def test_rows_within_a_row_are_found(cache_of: MakeCache) -> None:
     with pytest.raises(DataError, match=r'stand under "data": take them out with jq -c \'\.data\['):
         cache_of(CHAT, {"version": 1, "data": [{"messages": [ASK, FOUR]}]})
     with pytest.raises(DataError, match=r"keys found: 'system', 'chat'\);"):

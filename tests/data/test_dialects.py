@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_rows import MakeCache
 from dialect_rows import (
     ASK,
     CALL,
@@ -19,7 +20,6 @@ from dialect_rows import (
     TALK,
     TOOLS,
     Data,
-    Make,
     text,
     tokens,
 )
@@ -102,7 +102,7 @@ SAME_TALK: dict[str, Data] = {
 
 
 @pytest.mark.parametrize("row", SAME_TALK.values(), ids=list(SAME_TALK))
-def test_a_conversation_in_other_forms(cache_of: Make, row: Data) -> None:
+def test_a_conversation_in_other_forms(cache_of: MakeCache, row: Data) -> None:
     assert tokens(cache_of(CHAT, row)) == tokens(cache_of(CHAT, OWN_TALK))
 
 
@@ -123,7 +123,7 @@ SAME_QUESTION: dict[str, Data] = {
 
 
 @pytest.mark.parametrize("row", SAME_QUESTION.values(), ids=list(SAME_QUESTION))
-def test_alpaca(cache_of: Make, row: Data) -> None:
+def test_alpaca(cache_of: MakeCache, row: Data) -> None:
     ask = {**ASK, "content": "2\n+2?"} if row.get("input") else ASK
     own = {"conversations": [SYSTEM, *HELLO, ask, FOUR]}
     assert tokens(cache_of(CHAT, row)) == tokens(cache_of(CHAT, own))
@@ -138,7 +138,7 @@ def test_alpaca(cache_of: Make, row: Data) -> None:
         {"messages": [SYSTEM, HELLO[0], {**HELLO[1], "loss": 0.0}, {**ASK, "loss": False}, FOUR]},
     ],
 )
-def test_an_answer_that_is_no_target(cache_of: Make, row: Data) -> None:
+def test_an_answer_that_is_no_target(cache_of: MakeCache, row: Data) -> None:
     (ids, is_target) = tokens(cache_of(CHAT, row))[0]
     ((own_ids, own_target),) = tokens(
         cache_of(CHAT, {"conversations": [SYSTEM, *HELLO, ASK, FOUR]})
@@ -155,9 +155,11 @@ def test_an_answer_that_is_no_target(cache_of: Make, row: Data) -> None:
         {"prompt": "2+2?", "completion": "4"},
         {"prompt": "2+2?", "response": "4"},
         {"query": "2+2?", "answer": "4"},
+        {"kind": "NLI", "input": "2+2?", "target": "4"},
+        {"problem": "2+2?", "solution": "4"},
     ],
 )
-def test_a_question_and_an_answer_of_strings(cache_of: Make, row: Data) -> None:
+def test_a_question_and_an_answer_of_strings(cache_of: MakeCache, row: Data) -> None:
     assert tokens(cache_of(CHAT, row)) == tokens(cache_of(CHAT, {"conversations": [ASK, FOUR]}))
 
 
@@ -189,12 +191,12 @@ SAME_PAIR: dict[str, Data] = {
 
 
 @pytest.mark.parametrize("row", SAME_PAIR.values(), ids=list(SAME_PAIR))
-def test_pairs(cache_of: Make, row: Data) -> None:
+def test_pairs(cache_of: MakeCache, row: Data) -> None:
     assert tokens(cache_of(PREFERENCE, row)) == tokens(cache_of(PREFERENCE, PAIR))
 
 
 @pytest.mark.parametrize("with_prompt", [False, True])
-def test_dialogues_of_human_and_assistant(cache_of: Make, with_prompt: bool) -> None:
+def test_dialogues_of_human_and_assistant(cache_of: MakeCache, with_prompt: bool) -> None:
     prompt = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: 2+2?\n\nAssistant:"
     row = {"chosen": f"{prompt} 4", "rejected": f"{prompt} 5"}
     if with_prompt:
@@ -223,7 +225,7 @@ SAME_LABELLED: dict[str, Data] = {
 
 
 @pytest.mark.parametrize("row", SAME_LABELLED.values(), ids=list(SAME_LABELLED))
-def test_answers_with_a_label(cache_of: Make, row: Data) -> None:
+def test_answers_with_a_label(cache_of: MakeCache, row: Data) -> None:
     cache, own = cache_of(UNPAIRED, row), cache_of(UNPAIRED, LABELLED)
     assert tokens(cache) == tokens(own)
     assert cache.meta(0) == own.meta(0) == {"label": True}
@@ -240,7 +242,7 @@ ASKED: dict[str, Data] = {
 
 
 @pytest.mark.parametrize("row", ASKED.values(), ids=list(ASKED))
-def test_prompts_hand_on_what_rewards_look_at(cache_of: Make, row: Data) -> None:
+def test_prompts_hand_on_what_rewards_look_at(cache_of: MakeCache, row: Data) -> None:
     more = {"answer": "4", "reward_model": {"ground_truth": "4"}, "answers": ["4", "four"]}
     cache = cache_of(PROMPT, row | more)
     own = cache_of(PROMPT, {"conversations": [SYSTEM, ASK], **more})
@@ -252,7 +254,7 @@ def test_prompts_hand_on_what_rewards_look_at(cache_of: Make, row: Data) -> None
 
 
 def test_what_a_file_is_in_is_said(
-    cache_of: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cache_of: MakeCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     cache_of(CHAT, SAME_TALK["ShareGPT"])

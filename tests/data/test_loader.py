@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.collate import collate_units
-from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, collate
+from minimind.data.collate import collate, collate_units
+from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
 from minimind.data.packing import build_row
 from minimind.data.token_cache import TokenCache
 from minimind.errors import ConfigError
@@ -113,9 +114,6 @@ def test_an_epoch_holds_every_transition_once(cache: TokenCache) -> None:
     assert found == expected
     targets = sum(batch.num_targets for batch in epoch)
     assert targets == cache.num_tokens - cache.num_documents
-    assert 1 - loader.padding_share == pytest.approx(
-        loader.tokens_per_epoch / (loader.num_rows * SEQ_LEN)
-    )
 
 
 def rows_of(loader: PackedLoader, step: int) -> list[bytes]:
@@ -156,6 +154,22 @@ def test_resuming_reads_what_would_have_come(cache: TokenCache) -> None:
     resumed = list(_loader(cache).read(5, 9))
     for expected, batches in zip(whole[5:], resumed, strict=True):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(expected, batches, strict=True))
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_batches_are_pinned_in_the_background_where_asked(
+    cache: TokenCache, pin: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned_by = []
+
+    def pin_memory(batch: Batch) -> Batch:
+        pinned_by.append(threading.current_thread())
+        return batch
+
+    monkeypatch.setattr(Batch, "pin_memory", pin_memory)
+    assert len(list(_loader(cache).read(0, 2, pin))) == 2
+    assert len(pinned_by) == (8 if pin else 0)
+    assert threading.current_thread() not in pinned_by
 
 
 def test_a_step_may_be_longer_than_an_epoch(make_cache) -> None:

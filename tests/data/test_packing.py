@@ -48,7 +48,7 @@ def test_no_row_is_over_full_or_empty_and_short_documents_are_whole(
 
 @given(lengths=LENGTHS, seq_len=st.integers(2, 50))
 def test_truncation_keeps_the_head_of_each_document(lengths: list[int], seq_len: int) -> None:
-    plan = plan_packing(np.array(lengths), seq_len, long_documents="truncate")
+    plan = plan_packing(np.array(lengths), seq_len, split_long=False)
     assert sorted(_pieces(plan)) == [(d, 0, min(n, seq_len)) for d, n in enumerate(lengths)]
     assert plan.num_truncated == sum(n > seq_len for n in lengths)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from chats import ANSWER, USER
+from data_checks import check_middle_is_bad
+from data_rows import MakeCache, as_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,10 +16,10 @@ from minimind.data.jsonl import BadRow
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
 from minimind.data.packing import plan_packing
 from minimind.data.preference_format import PREFERENCE, preference_samples
-from minimind.data.token_cache import TokenCache, build_token_cache
+from minimind.data.token_cache import TokenCache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-from minimind.types import IGNORE_INDEX, PairSample, Row, UnitBatch
+from minimind.types import IGNORE_INDEX, PairSample, UnitBatch
 
 SEQ_LEN = 96
 
@@ -33,26 +31,11 @@ def pair(number: int, chosen_words: int, rejected_words: int) -> dict[str, list[
     return {"chosen": sides[0], "rejected": sides[1]}
 
 
-MakeCache = Callable[..., TokenCache]
-
-
 @pytest.fixture
-def make_pairs(tmp_path: Path, tokenizer: Tokenizer) -> MakeCache:
-    """make_pairs(rows, name) -> their cache."""
-
-    def make(rows: list[dict], name: str = "pairs.jsonl") -> TokenCache:
-        path = tmp_path / name
-        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return build_token_cache(path, tokenizer, PREFERENCE)
-
-    return make
-
-
-@pytest.fixture
-def cache(make_pairs: MakeCache) -> TokenCache:
+def cache(cache_of: MakeCache) -> TokenCache:
     """40 pairs of different lengths; two of them do not fit a row."""
     rows = [pair(n, 1 + n % 5, 1 + n % 3) for n in range(38)]
-    return make_pairs([*rows, pair(38, 3, 60), pair(39, 60, 60)])
+    return cache_of(PREFERENCE, *rows, pair(38, 3, 60), pair(39, 60, 60))
 
 
 def loader(*caches: TokenCache, **changes: int) -> PackedLoader:
@@ -62,10 +45,9 @@ def loader(*caches: TokenCache, **changes: int) -> PackedLoader:
 
 def test_each_side_is_a_conversation(tokenizer: Tokenizer) -> None:
     row = pair(7, 2, 1)
-    (sample,) = preference_samples([Row(data=row, path="p", line=1)], tokenizer)
+    (sample,) = preference_samples(as_rows(row), tokenizer)
     assert isinstance(sample, PairSample)
-    sides = [Row(data={"conversations": row[side]}, path="p", line=1) for side in row]
-    expected = chat_samples(sides, tokenizer)
+    expected = chat_samples(as_rows(*({"conversations": row[side]} for side in row)), tokenizer)
     for side, alone in zip(sample.documents, expected, strict=True):
         assert not isinstance(alone, BadRow)
         assert side.ids.tolist() == alone.ids.tolist()
@@ -86,20 +68,13 @@ def test_each_side_is_a_conversation(tokenizer: Tokenizer) -> None:
     ],
 )
 def test_bad_pairs_are_named(tokenizer: Tokenizer, change: dict, reason: str) -> None:
-    rows = [pair(0, 1, 2), pair(1, 1, 2) | change, pair(0, 1, 2)]
-    read = [Row(data=row, path="p.jsonl", line=n) for n, row in enumerate(rows, 1)]
-    first, bad, last = preference_samples(read, tokenizer)
-    assert isinstance(bad, BadRow)
-    assert str(bad).startswith("p.jsonl:2: ")
-    assert reason in bad.reason
-    assert isinstance(first, PairSample)
-    assert isinstance(last, PairSample)
-    assert first.rejected.ids.tolist() == last.rejected.ids.tolist()
+    rows = as_rows(pair(0, 1, 2), pair(1, 1, 2) | change, pair(0, 1, 2))
+    check_middle_is_bad(preference_samples(rows, tokenizer), reason)
 
 
-def test_a_side_that_is_missing(make_pairs: MakeCache) -> None:
-    with pytest.raises(DataError, match=r"pairs\.jsonl:1: no key \"rejected\" \(keys found: 'cho"):
-        make_pairs([{"chosen": [USER, ANSWER]}])
+def test_a_side_that_is_missing(cache_of: MakeCache) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: no key \"rejected\" \(keys found: 'chos"):
+        cache_of(PREFERENCE, {"chosen": [USER, ANSWER]})
 
 
 def test_the_cache_keeps_both_documents_and_the_line(cache: TokenCache) -> None:
@@ -123,7 +98,7 @@ def test_units_stay_whole_and_are_cut_at_one_length(
         lengths_UK.reshape(-1),
         seq_len,
         window=5,
-        long_documents="truncate",
+        split_long=False,
         documents_per_unit=documents_per_unit,
     )
     assert (np.add.reduceat(plan.piece_len, plan.row_offsets[:-1]) <= seq_len).all()
@@ -144,8 +119,8 @@ def test_units_stay_whole_and_are_cut_at_one_length(
 def documents_of(batch: UnitBatch, pairs: PackedLoader) -> dict[int, list[list[int]]]:
     """The ids of both documents of each pair, by its number in the data."""
     ids_M, found = batch.ids_BT.flatten(), {}
-    in_data = pairs._rows.plan.piece_doc[::2] // 2
-    if (units := pairs._rows.mixture._units) is not None:
+    in_data = pairs.rows.plan.piece_doc[::2] // 2
+    if (units := pairs.rows.mixture._units) is not None:
         in_data = units[in_data]
     for place, number in enumerate(batch.unit_ids_P.tolist()):
         sides = [ids_M[batch.doc_M == 2 * place + side].tolist() for side in (0, 1)]
@@ -178,24 +153,24 @@ def test_batches_say_whose_each_token_is(cache: TokenCache) -> None:
             assert (len(ids) == len(cache.tokens(2 * number + side))) == whole
     assert sum(map(len, found[38])) == SEQ_LEN
     assert [len(ids) for ids in found[39]] == [SEQ_LEN // 2] * 2
-    assert pairs.num_truncated == 3
+    assert pairs.rows.plan.num_truncated == 3
 
 
-def test_a_pair_whose_answers_were_cut_away_is_none(make_pairs: MakeCache) -> None:
+def test_a_pair_whose_answers_were_cut_away_is_none(cache_of: MakeCache) -> None:
     long = pair(1, 2, 2)
     for side in long.values():
         side[0]["content"] = "why? " * SEQ_LEN
-    pairs = loader(make_pairs([pair(0, 1, 2), long, pair(2, 1, 2)]))
+    pairs = loader(cache_of(PREFERENCE, pair(0, 1, 2), long, pair(2, 1, 2)))
     batches = [batch for batch in pairs.all_batches() if isinstance(batch, UnitBatch)]
-    assert pairs.count_lost() == 1
+    assert pairs.rows.count_lost() == 1
     assert sum(batch.num_units for batch in batches) == 2
     numbers = torch.cat([batch.unit_ids_P for batch in batches]).tolist()
-    in_data = pairs._rows.plan.piece_doc[::2] // 2
+    in_data = pairs.rows.plan.piece_doc[::2] // 2
     assert sorted(in_data[n] for n in numbers if n >= 0) == [0, 2]
 
 
-def test_several_sources_number_their_pairs_on(make_pairs: MakeCache, cache: TokenCache) -> None:
-    other = make_pairs([pair(n, 2, 2) for n in range(50, 57)], "other.jsonl")
+def test_several_sources_number_their_pairs_on(cache_of: MakeCache, cache: TokenCache) -> None:
+    other = cache_of(PREFERENCE, *(pair(n, 2, 2) for n in range(50, 57)), name="other.jsonl")
     weighted = [WeightedSource(cache, 0.2), WeightedSource(other, 0.8)]
     pairs = PackedLoader(weighted, seq_len=SEQ_LEN, rows_per_step=1, micro_batch=1, pad_id=0)
     found: dict[int, list[list[int]]] = {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 from chats import ANSWER, CALL, TOOLS, USER
 from data_checks import check_middle_is_bad
+from data_rows import MakeCache, as_rows
 
 from minimind.data.chat_encoding import ChatEncoder
 from minimind.data.chat_format import read_chat
@@ -19,41 +18,24 @@ from minimind.data.jsonl import BadRow
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
 from minimind.data.packing import plan_unpacked
 from minimind.data.prompt_format import PROMPT, Prompt, PromptBatch, prompt_samples
-from minimind.data.token_cache import TokenCache, build_token_cache
+from minimind.data.token_cache import TokenCache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
-from minimind.types import Batch, Row, Sample
+from minimind.types import Batch, Sample
 
 SYSTEM = {"role": "system", "content": "be brief"}
 EMPTY = {"role": "assistant", "content": ""}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESPONSE = {"role": "tool", "content": "1"}
-MakeCache = Callable[..., TokenCache]
 
 
 def read(tokenizer: Tokenizer, *rows: dict[str, Any], **options: bool) -> list[Sample | BadRow]:
-    return prompt_samples(
-        [Row(data=data, path="a.jsonl", line=n) for n, data in enumerate(rows, 1)],
-        tokenizer,
-        **options,
-    )
+    return prompt_samples(as_rows(*rows), tokenizer, **options)
 
 
 def row(number: int) -> dict[str, Any]:
     turns = [{"role": "user", "content": f"question {number} " + "ab " * (number % 7)}, EMPTY]
     return {"conversations": turns, "gt": {"n": number, "text": "数"}}
-
-
-@pytest.fixture
-def make_cache(tmp_path: Path, tokenizer: Tokenizer) -> MakeCache:
-    def make(rows: list[dict[str, Any]], thinking: bool = False) -> TokenCache:
-        path = tmp_path / "prompts.jsonl"
-        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-        path.write_text(text, encoding="utf-8")
-        options = {"thinking": True} if thinking else {}
-        return build_token_cache(path, tokenizer, PROMPT.with_options(**options))
-
-    return make
 
 
 def loader(cache: TokenCache, **changes: int) -> PackedLoader:
@@ -123,11 +105,11 @@ def test_a_row_without_conversations_and_one_with_the_answer_twice(tokenizer: To
     assert isinstance(good, Sample)
 
 
-def test_each_prompt_comes_once_an_epoch_with_its_row(make_cache: MakeCache) -> None:
+def test_each_prompt_comes_once_an_epoch_with_its_row(cache_of: MakeCache) -> None:
     rows = [row(number) for number in range(12)]
-    cache = make_cache(rows)
+    cache = cache_of(PROMPT, *rows)
     prompts = loader(cache)
-    assert (prompts.num_rows, prompts.num_units, prompts.num_truncated) == (12, 12, 0)
+    assert (prompts.num_rows, prompts.num_units) == (12, 12)
     for epoch in range(2):
         found = []
         for step in range(3 * epoch, 3 * epoch + 3):
@@ -142,8 +124,8 @@ def test_each_prompt_comes_once_an_epoch_with_its_row(make_cache: MakeCache) -> 
             assert list(prompt.ids) == cache.tokens(prompt.unit).tolist()
 
 
-def test_ranks_read_the_same_rows(make_cache: MakeCache) -> None:
-    cache = make_cache([row(number) for number in range(10)])
+def test_ranks_read_the_same_rows(cache_of: MakeCache) -> None:
+    cache = cache_of(PROMPT, *map(row, range(10)))
     alone = [prompt.row for batch in loader(cache).batches(1) for prompt in prompts_of(batch)]
     ranks = [loader(cache, rank=rank, world_size=2) for rank in range(2)]
     shared = [prompt.row for rank in ranks for b in rank.batches(1) for prompt in prompts_of(b)]
@@ -151,8 +133,8 @@ def test_ranks_read_the_same_rows(make_cache: MakeCache) -> None:
     assert {rank.fingerprint for rank in ranks} == {loader(cache).fingerprint}
 
 
-def test_validation_fills_its_last_batch_with_nothing(make_cache: MakeCache) -> None:
-    cache = make_cache([row(number) for number in range(5)])
+def test_validation_fills_its_last_batch_with_nothing(cache_of: MakeCache) -> None:
+    cache = cache_of(PROMPT, *map(row, range(5)))
     prompts = EvalLoader(
         [WeightedSource(cache)], seq_len=96, micro_batch=3, pad_id=0, first_unit=100
     )
@@ -167,22 +149,24 @@ def test_validation_fills_its_last_batch_with_nothing(make_cache: MakeCache) -> 
     assert moved.prompts == batches[0].prompts
 
 
-def test_thinking_is_another_cache(make_cache: MakeCache, tokenizer: Tokenizer) -> None:
-    plain, thinking = make_cache([row(1)]), make_cache([row(1)], thinking=True)
+def test_thinking_is_another_cache(cache_of: MakeCache, tokenizer: Tokenizer) -> None:
+    plain, thinking = (
+        cache_of(each, row(1)) for each in (PROMPT, PROMPT.with_options(thinking=True))
+    )
     assert plain.key != thinking.key
     assert plain.tokens(0).tolist() != thinking.tokens(0).tolist()
     assert tokenizer.decode(thinking.tokens(0).tolist()).endswith("<think>\n")
 
 
 def test_a_prompt_longer_than_a_row_is_left_out_and_said(
-    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+    cache_of: MakeCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = {"conversations": [{"role": "user", "content": "why " * 100}]}
-    prompts = loader(make_cache([row(0), long, row(2), row(3)]))
+    prompts = loader(cache_of(PROMPT, row(0), long, row(2), row(3)))
     assert "1 of 4 prompts are longer than a row of 96 tokens and are left out" in caplog.text
     rows = [prompt.row for batch in prompts.all_batches() for prompt in prompts_of(batch)]
     assert long not in rows
     assert prompts.num_units == 3
-    assert prompts.count_lost() == 0
+    assert prompts.rows.count_lost() == 0
     with pytest.raises(ConfigError, match="none of 2 prompts fits a row of 4 tokens"):
         plan_unpacked(np.array([5, 6]), 4)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_rows import CALL, FORMATS, SAID, TOOLS, USER, MakeRows, chat
+from chat_rows import CALL, FORMATS, SAID, TOOLS, USER, chat
+from data_rows import MakeCache, as_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,11 +32,11 @@ from minimind.data.turn_keys import (
 )
 from minimind.data.unpaired_format import UNPAIRED
 from minimind.errors import DataError
-from minimind.types import PairSample, Row, Sample
+from minimind.types import PairSample, Sample
 
 
 def test_keys_that_are_not_read_are_counted_once(
-    cache_of_rows: MakeRows, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cache_of: MakeCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     part = {"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}}
     call = {"id": "call_1", "type": "function", "function": {**CALL, "strict": True}}
@@ -62,7 +63,7 @@ def test_keys_that_are_not_read_are_counted_once(
     }
     for _ in ("built", "reused"):
         caplog.clear()
-        cache = cache_of_rows(*rows)
+        cache = cache_of(CHAT, *rows)
         assert cache.unread == expected
         (said,) = caplog.messages
         counted = ", ".join(f"{name} ({count})" for name, count in expected.items())
@@ -152,10 +153,10 @@ MEANING = [
 
 @pytest.mark.parametrize(("format", "row", "said"), [*SLIPS, *MEANING])
 def test_a_slip_and_a_key_that_changes_the_meaning_are_refused(
-    cache_of_rows: MakeRows, format: Format, row: dict[str, Any], said: str
+    cache_of: MakeCache, format: Format, row: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(DataError, match=said):
-        cache_of_rows(row, format=format)
+        cache_of(format, row)
 
 
 REPORTED = [
@@ -179,11 +180,9 @@ REPORTED = [
 
 @pytest.mark.parametrize(("format", "row", "keys"), REPORTED)
 def test_a_key_that_changes_nothing_is_reported(
-    cache_of_rows: MakeRows, format: Format, row: dict[str, Any], keys: str
+    cache_of: MakeCache, format: Format, row: dict[str, Any], keys: str
 ) -> None:
-    assert cache_of_rows(row, format=format).unread == dict.fromkeys(
-        re.findall(r"'\w+'(?: of \w+)?", keys), 1
-    )
+    assert cache_of(format, row).unread == dict.fromkeys(re.findall(r"'\w+'(?: of \w+)?", keys), 1)
 
 
 @pytest.mark.parametrize("turn", [
@@ -191,10 +190,10 @@ def test_a_key_that_changes_nothing_is_reported(
     *({key: value} for key in UNLEARNED for value in (1, True)),
 ])  # fmt: skip
 def test_every_name_of_a_weight_takes_a_turn_out(
-    cache_of_rows: MakeRows, tokenizer: Tokenizer, turn: dict[str, Any]
+    cache_of: MakeCache, tokenizer: Tokenizer, turn: dict[str, Any]
 ) -> None:
     bad = {"role": "assistant", "content": "b", **turn}
-    cache = cache_of_rows(chat(USER, bad, {**USER, "ignore": False}, {**SAID, "ignore": 0}))
+    cache = cache_of(CHAT, chat(USER, bad, {**USER, "ignore": False}, {**SAID, "ignore": 0}))
     is_target = cache.is_target(0)
     assert is_target is not None
     learned = tokenizer.decode(cache.tokens(0)[is_target].tolist())
@@ -203,18 +202,19 @@ def test_every_name_of_a_weight_takes_a_turn_out(
 
 
 @pytest.mark.parametrize("key", REASONING)
-def test_reasoning_has_many_names(cache_of_rows: MakeRows, key: str) -> None:
+def test_reasoning_has_many_names(cache_of: MakeCache, key: str) -> None:
     """On its turn, and beside a question and its answer."""
-    keys = {cache_of_rows(chat(USER, {**SAID, "reasoning_content": "r"})).tokens(0).tobytes()}
-    keys.add(cache_of_rows(chat(USER, {**SAID, key: "r"})).tokens(0).tobytes())
-    keys.add(cache_of_rows({"question": "q", "answer": "a", key: "r"}).tokens(0).tobytes())
-    keys.add(cache_of_rows({"prompt": "q", "completion": "a", key: "r"}).tokens(0).tobytes())
+    keys = {cache_of(CHAT, chat(USER, {**SAID, "reasoning_content": "r"})).tokens(0).tobytes()}
+    keys.add(cache_of(CHAT, chat(USER, {**SAID, key: "r"})).tokens(0).tobytes())
+    keys.add(cache_of(CHAT, {"question": "q", "answer": "a", key: "r"}).tokens(0).tobytes())
+    keys.add(cache_of(CHAT, {"prompt": "q", "completion": "a", key: "r"}).tokens(0).tobytes())
     assert len(keys) == 1
 
 
 ROW_KEYS = sorted({key for kind in DIALECTS.values() for one in kind for key in one.keys.used})
 TURN_KEYS = sorted({*TURNS.used, *SHAREGPT_TURNS.used, *CALLS.used, *PARTS.used})
-WORDS = ("user", "human", "assistant", "gpt", "function_call", "tool", "text", "thinking", "{}", "")
+WORDS = ("user", "human", "assistant", "gpt", "function_call", "tool", "text", "thinking", "{}", "",
+         "[]", "\n\nHuman: q\n\nAssistant: a")  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from(WORDS),
     lambda inner: (
@@ -247,18 +247,11 @@ def test_no_row_breaks_the_reader(tokenizer: Tokenizer, kind: str, row: dict[str
                 data = dialect.read(row, set())
             except RowProblem:
                 continue
-            (sample,) = FORMATS[kind].read([Row(data=data, path="a", line=1)], tokenizer)
+            (sample,) = FORMATS[kind].read(as_rows(data), tokenizer)
             assert isinstance(sample, Sample | PairSample | BadRow)
 
 
-@pytest.mark.parametrize("format", FORMATS.values(), ids=list(FORMATS))
-def test_every_dialect_has_a_table_of_its_keys(format: Format) -> None:
-    for dialect in DIALECTS.get(format.name, ()):
-        assert not set(dialect.keys.used) & set(dialect.keys.refused)
-        assert dialect.title
-        assert dialect.example
-
-
-@pytest.mark.parametrize("table", [TURNS, SHAREGPT_TURNS, CALLS, FUNCTIONS, PARTS])
-def test_no_key_is_both_used_and_refused(table: Any) -> None:
-    assert not set(table.used) & set(table.refused)
+def test_no_key_is_both_used_and_refused() -> None:
+    of_rows = [dialect.keys for kind in DIALECTS.values() for dialect in kind]
+    for table in (*of_rows, TURNS, SHAREGPT_TURNS, CALLS, FUNCTIONS, PARTS):
+        assert not set(table.used) & set(table.refused)

@@ -11,8 +11,7 @@ import pytest
 from minimind.data.chat_format import CHAT
 from minimind.data.dialects import find_dialect
 from minimind.data.jsonl import BadRow
-from minimind.data.loader import PackedLoader
-from minimind.data.mixture import WeightedSource
+from minimind.data.loader import PackedLoader, WeightedSource
 from minimind.data.rows import ALL_KINDS, DIALECTS, FORMAT_NAMES, open_rows, users_of
 from minimind.data.text_format import TEXT
 from minimind.data.token_cache import build_token_cache

@@ -2,19 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data_checks import check_middle_is_bad
+from data_rows import as_rows
 
-from minimind.data.jsonl import BadRow
 from minimind.data.text_format import text_samples
 from minimind.data.tokenizer import Tokenizer
-from minimind.types import Row, Sample
-
-
-def _row(line: int = 1, **data: object) -> Row:
-    return Row(data=data, path="f.jsonl", line=line)
+from minimind.types import Sample
 
 
 def test_a_text_is_bos_text_eos_and_every_token_a_target(tokenizer: Tokenizer) -> None:
-    (sample,) = text_samples([_row(text="7加5 <|im_end|>\x00", other=[1])], tokenizer)
+    (sample,) = text_samples(as_rows({"text": "7加5 <|im_end|>\x00", "other": [1]}), tokenizer)
     assert isinstance(sample, Sample)
     ids = sample.ids.tolist()
     assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
@@ -42,9 +39,7 @@ def test_a_text_is_bos_text_eos_and_every_token_a_target(tokenizer: Tokenizer) -
 def test_bad_rows_do_not_disturb_their_neighbours(
     tokenizer: Tokenizer, data: dict, reason: str
 ) -> None:
-    rows = [_row(1, text="a"), _row(2, **data), _row(3, text="b")]
-    first, bad, last = text_samples(rows, tokenizer)
-    assert isinstance(bad, BadRow)
-    assert str(bad).startswith("f.jsonl:2: ")
-    assert reason in bad.reason
-    assert [isinstance(s, Sample) and tokenizer.decode(s.ids) for s in (first, last)] == ["a", "b"]
+    rows = as_rows({"text": "a"}, data, {"text": "b"})
+    found = text_samples(rows, tokenizer)
+    check_middle_is_bad(found, reason)
+    assert [tokenizer.decode(one.ids) for one in found if isinstance(one, Sample)] == ["a", "b"]

@@ -1,4 +1,4 @@
-""""""
+"""Token caches: built once for the same content, whole, and with every bad row named."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
 
 
 @pytest.mark.faults("rows with NaN, half characters, or nesting of 500", "named by line")
-def test_bad_rows_of_odd_values(tmp_path: Path, tokenizer: Tokenizer, cache_dir: Path) -> None:
+def test_bad_rows_of_odd_values(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "chat.jsonl"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [
@@ -201,7 +201,7 @@ def test_bad_rows_of_odd_values(tmp_path: Path, tokenizer: Tokenizer, cache_dir:
     ]
     deep = '{"conversations": [], "tools": ' + "[" * 500 + "]" * 500 + "}"
     path.write_text("\n".join([*map(json.dumps, rows), deep]))
-    cache = build_token_cache(path, tokenizer, CHAT, on_bad_row="skip", cache_dir=cache_dir)
+    cache = build_token_cache(path, tokenizer, CHAT, on_bad_row="skip")
     assert [row.line for row in cache.skipped] == [2, 3, 4]
     assert r"\ud800" in str(cache.skipped[0])
     assert all(str(row).encode() for row in cache.skipped)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -100,9 +102,7 @@ def test_save_and_load_keep_everything(tokenizer: Tokenizer, tmp_path: Path) -> 
 def test_the_fingerprint_sees_merges_and_template(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def changed(file: str, change) -> str:
         tokenizer.save(tmp_path)
-        content = json.loads((tmp_path / file).read_text("utf-8"))
-        change(content)
-        (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
+        edit(tmp_path / file, change)
         return Tokenizer.load(tmp_path).fingerprint
 
     prints = {
@@ -120,25 +120,33 @@ def test_a_template_in_its_own_file_is_used(tokenizer: Tokenizer, tmp_path: Path
     assert Tokenizer.load(tmp_path).chat_template == "own file"
 
 
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text("utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
 def _original_style(tokenizer: Tokenizer, folder: Path) -> None:
     """Three added tokens, an unknown token, bos and eos as objects, no pad: as earlier MiniMind
     generations have it."""
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["added_tokens"] = spec["added_tokens"][:3]
+        spec["model"]["unk_token"] = "<|endoftext|>"
+        spec["post_processor"] = {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": False,
+            "use_regex": True,
+        }
+
     tokenizer.save(folder)
-    spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    spec["added_tokens"] = spec["added_tokens"][:3]
-    spec["model"]["unk_token"] = "<|endoftext|>"
-    spec["post_processor"] = {
-        "type": "ByteLevel",
-        "add_prefix_space": True,
-        "trim_offsets": False,
-        "use_regex": True,
-    }
+    edit(folder / "tokenizer.json", change)
     config = {
         "bos_token": {"content": "<|im_start|>"},
         "eos_token": "<|im_end|>",
         "chat_template": [{"name": "default", "template": "t"}],
     }
-    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
@@ -162,25 +170,22 @@ def _without_bos(tokenizer: Tokenizer, folder: Path) -> None:
 
 def _with_eos_at_the_end(tokenizer: Tokenizer, folder: Path) -> None:
     """A post-processor that ends a text, which nothing could go on with."""
+
+    def change(spec: dict[str, Any]) -> None:
+        processor = spec["post_processor"]
+        processor["single"].append({"SpecialToken": {"id": "<|im_end|>", "type_id": 0}})
+        entry = {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}
+        processor["special_tokens"]["<|im_end|>"] = entry
+
     tokenizer.save(folder)
-    text = (folder / "tokenizer.json").read_text("utf-8")
-    spec = json.loads(text)
-    end = {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}
-    spec["post_processor"]["single"].append(end)
-    entry = {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}
-    spec["post_processor"]["special_tokens"]["<|im_end|>"] = entry
-    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    edit(folder / "tokenizer.json", change)
 
 
 def _as_earlier_versions(tokenizer: Tokenizer, folder: Path) -> None:
     """Saved before tokenizer.json said how a text begins."""
     tokenizer.save(folder)
-    for name, change in (
-        ("tokenizer.json", {"post_processor": None}),
-        ("tokenizer_config.json", {"add_bos_token": False}),
-    ):
-        content = json.loads((folder / name).read_text("utf-8")) | change
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    edit(folder / "tokenizer.json", lambda spec: spec.update(post_processor=None))
+    edit(folder / "tokenizer_config.json", lambda config: config.update(add_bos_token=False))
 
 
 @pytest.mark.parametrize(
@@ -273,17 +278,14 @@ def test_a_missing_folder_names_the_command_that_makes_one(tmp_path: Path) -> No
 
 @pytest.mark.faults("merges with which text becomes a special token", "refused")
 def test_merges_that_build_an_added_token_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        spec["added_tokens"][3]["content"] = "river"
+        vocab = spec["model"]["vocab"]
+        del vocab[RESERVED_TOKENS[3]]
+        vocab |= {"river": 3, "ri": 5000, "riv": 5001, "rive": 5002}
+        spec["model"]["merges"] = [["r", "i"], ["ri", "v"], ["riv", "e"], ["rive", "r"]]
+
     tokenizer.save(tmp_path)
-    path = tmp_path / "tokenizer.json"
-    spec = json.loads(path.read_text("utf-8"))
-    spec["added_tokens"][3]["content"] = "river"
-    spec["model"]["vocab"] = {
-        token: id for token, id in spec["model"]["vocab"].items() if token not in ("river",)
-    } | {"river": 3}
-    del spec["model"]["vocab"][RESERVED_TOKENS[3]]
-    spec["model"]["merges"] = [["r", "i"], ["ri", "v"], ["riv", "e"], ["rive", "r"]]
-    for number, token in enumerate(("ri", "riv", "rive")):
-        spec["model"]["vocab"][token] = 5000 + number
-    path.write_text(json.dumps(spec), encoding="utf-8")
+    edit(tmp_path / "tokenizer.json", change)
     with pytest.raises(DataError, match="build the added token 'river'"):
         Tokenizer.load(tmp_path)

@@ -1,35 +1,31 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from data_rows import as_rows
 
+from minimind.cli.tokenizer import main
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.training_texts import read_training_texts, row_texts
 from minimind.errors import DataError
-from minimind.types import Row
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "train_tokenizer.py"
-
-
-def _run(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+Captured = pytest.CaptureFixture[str]
 
 
-def test_a_tokenizer_from_both_kinds_of_rows(write_rows, tmp_path: Path) -> None:
+def test_a_tokenizer_from_both_kinds_of_rows(write_rows, tmp_path: Path, capsys: Captured) -> None:
     texts = write_rows(["the river of the town, 塔恩的河"] * 50)
     chats = tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "塔恩的房子"}, {"role": "assistant", "content": "蓝色"}]
     chats.write_text(json.dumps({"conversations": turns}) + "\n" * 2, encoding="utf-8")
-    done = _run("--data", texts, chats, "--vocab_size", 310, "--output_dir", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "310 tokens" in done.stdout
-    assert "bytes a token; round trip" in done.stdout
-    assert Tokenizer.load(tmp_path / "out").vocab_size == 310
+    out = tmp_path / "out"
+    flags = ("--vocab_size", "310", "--output_dir", str(out))
+    assert main(["--data", str(texts), str(chats), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "310 tokens" in said
+    assert "bytes a token; round trip" in said
+    assert Tokenizer.load(out).vocab_size == 310
 
 
 def test_only_the_beginning_of_each_source_is_read(tmp_path: Path) -> None:
@@ -47,36 +43,32 @@ def test_only_the_beginning_of_each_source_is_read(tmp_path: Path) -> None:
         list(read_training_texts(names, max_bytes=bytes_of_two))
 
 
-def test_bad_rows_end_it_with_status_2(tmp_path: Path) -> None:
-    path = tmp_path / "bad.jsonl"
+def test_bad_rows_end_it_with_status_2(
+    tmp_path: Path, capsys: Captured, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, out = tmp_path / "bad.jsonl", tmp_path / "out"
     path.write_bytes(b'{"text": "ok"}\nnope\n{"text": 1}\n{"conversations": "x"}\n')
-    out = tmp_path / "out"
-    done = _run("--data", path, "--output_dir", out)
-    assert done.returncode == 2
+    argv = ["--data", str(path), "--output_dir", str(out), "--vocab_size", "292"]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
     for line in (2, 3, 4):
-        assert f"{path}:{line}: " in done.stderr
-    assert "Traceback" not in done.stderr
+        assert f"{path}:{line}: " in said
     assert not out.exists()
-    skipping = _run(
-        "--data", path, "--output_dir", out, "--vocab_size", 292, "--on_bad_row", "skip"
-    )
-    assert skipping.returncode == 0, skipping.stderr
-    assert "3 bad rows skipped" in skipping.stderr
+    assert main([*argv, "--on_bad_row", "skip"]) == 0
+    assert "3 bad rows skipped" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("data", "vocab_size", "message"),
-    [("missing.jsonl", 400, "no such file"), ("a.jsonl", 100, "at least 292")],
+    [("missing.jsonl", "400", "no such file"), ("a.jsonl", "100", "at least 292")],
 )
 def test_bad_usage_is_one_clear_line(
-    write_rows, tmp_path: Path, data: str, vocab_size: int, message: str
+    write_rows, tmp_path: Path, data: str, vocab_size: str, message: str, capsys: Captured
 ) -> None:
     write_rows(["a"])
-    done = _run(
-        "--data", tmp_path / data, "--vocab_size", vocab_size, "--output_dir", tmp_path / "out"
-    )
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    argv = ["--data", str(tmp_path / data), "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--vocab_size", vocab_size]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
 
@@ -87,7 +79,7 @@ def test_all_texts_of_a_conversation_are_read() -> None:
         {"role": "assistant", "content": "a", "reasoning_content": "r", "tool_calls": "[1]"},
         {"role": "user", "content": None},
     ]
-    row = Row(data={"conversations": turns}, path="f", line=1)
+    (row,) = as_rows({"conversations": turns})
     assert row_texts(row) == ['[{"name": "f"}]', "a", "r", "[1]"]
 
 

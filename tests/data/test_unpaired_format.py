@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from chats import ANSWER, USER
 from data_checks import check_middle_is_bad
+from data_rows import MakeCache, as_rows
 
 from minimind.data.chat_format import chat_samples
 from minimind.data.jsonl import BadRow
@@ -23,10 +22,9 @@ from minimind.data.unpaired_format import (
     unpaired_samples,
 )
 from minimind.samples.files import UNPAIRED_DATA, sample_data_path
-from minimind.types import IGNORE_INDEX, Row, Sample, UnitBatch
+from minimind.types import IGNORE_INDEX, Sample, UnitBatch
 
 SEQ_LEN = 160
-MakeCache = Callable[[list[dict[str, Any]]], TokenCache]
 
 
 def row(number: int, words: int = 2, question: str = "question") -> dict[str, Any]:
@@ -38,19 +36,7 @@ def row(number: int, words: int = 2, question: str = "question") -> dict[str, An
 
 
 def read(tokenizer: Tokenizer, *rows: dict[str, Any]) -> list[Sample | BadRow]:
-    return unpaired_samples(
-        [Row(data=data, path="a.jsonl", line=n) for n, data in enumerate(rows, 1)], tokenizer
-    )
-
-
-@pytest.fixture
-def make_cache(tmp_path: Path, tokenizer: Tokenizer) -> MakeCache:
-    def make(rows: list[dict[str, Any]]) -> TokenCache:
-        path = tmp_path / "answers.jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return build_token_cache(path, tokenizer, UNPAIRED)
-
-    return make
+    return unpaired_samples(as_rows(*rows), tokenizer)
 
 
 def loader(cache: TokenCache, **changes: int) -> PackedLoader:
@@ -61,7 +47,7 @@ def loader(cache: TokenCache, **changes: int) -> PackedLoader:
 def test_the_last_answer_alone_is_a_target(tokenizer: Tokenizer) -> None:
     turns = [USER, ANSWER, {"role": "user", "content": "and?"}, {**ANSWER, "content": "well"}]
     (sample,) = read(tokenizer, {"conversations": turns, "label": True})
-    (chat,) = chat_samples([Row(data={"conversations": turns}, path="a", line=1)], tokenizer)
+    (chat,) = chat_samples(as_rows({"conversations": turns}), tokenizer)
     assert isinstance(sample, Sample)
     assert isinstance(chat, Sample)
     assert sample.ids.tolist() == chat.ids.tolist()
@@ -114,8 +100,8 @@ def documents_of(batch: UnitBatch) -> dict[int, tuple[list[int], list[int]]]:
     return found
 
 
-def test_each_prompt_gets_the_answer_before_it_in_its_row(make_cache: MakeCache) -> None:
-    cache = make_cache([row(n, 1 + n % 3) for n in range(40)])
+def test_each_prompt_gets_the_answer_before_it_in_its_row(cache_of: MakeCache) -> None:
+    cache = cache_of(UNPAIRED, *(row(n, 1 + n % 3) for n in range(40)))
     answers = loader(cache)
     seen: dict[int, bool] = {}
     checked = 0
@@ -140,10 +126,10 @@ def test_each_prompt_gets_the_answer_before_it_in_its_row(make_cache: MakeCache)
     assert sum(seen.values()) == 14
 
 
-def test_a_repeated_answer_is_no_other_answer(make_cache: MakeCache) -> None:
+def test_a_repeated_answer_is_no_other_answer(cache_of: MakeCache) -> None:
     """As where a mixture reads a small file often: copies stand side by side in a row."""
     same = [row(3, 2) for _ in range(3)]
-    (batch,) = loader(make_cache([*same, row(4, 2), *same]), rows_per_step=1, micro_batch=1,
+    (batch,) = loader(cache_of(UNPAIRED, *same, row(4, 2), *same), rows_per_step=1, micro_batch=1,
                       seq_len=640).batches(0)  # fmt: skip
     assert isinstance(batch, UnpairedBatch)
     own, other = documents_of(batch), documents_of(batch.mismatched)
@@ -154,23 +140,23 @@ def test_a_repeated_answer_is_no_other_answer(make_cache: MakeCache) -> None:
         assert answer != own[unit][1]
 
 
-def test_an_answer_alone_in_its_row_has_no_other(make_cache: MakeCache) -> None:
-    (batch,) = loader(make_cache([row(0, 30), row(3, 30)])).batches(0)
+def test_an_answer_alone_in_its_row_has_no_other(cache_of: MakeCache) -> None:
+    (batch,) = loader(cache_of(UNPAIRED, row(0, 30), row(3, 30))).batches(0)
     assert isinstance(batch, UnpairedBatch)
     assert (batch.count, batch.mismatched.count) == (2, 0)
     assert batch.mismatched.num_targets == 0
 
 
-def test_an_answer_that_was_cut_away_takes_no_part(make_cache: MakeCache) -> None:
+def test_an_answer_that_was_cut_away_takes_no_part(cache_of: MakeCache) -> None:
     long = row(1, question="why " * SEQ_LEN)
-    answers = loader(make_cache([row(0), long, row(2)]), rows_per_step=2)
+    answers = loader(cache_of(UNPAIRED, row(0), long, row(2)), rows_per_step=2)
     batches = list(answers.all_batches())
     assert sum(batch.count for batch in batches) == 2
-    assert answers.count_lost() == 1
+    assert answers.rows.count_lost() == 1
 
 
-def test_batches_of_padding_and_of_another_device(make_cache: MakeCache) -> None:
-    cache = make_cache([row(n) for n in range(5)])
+def test_batches_of_padding_and_of_another_device(cache_of: MakeCache) -> None:
+    cache = cache_of(UNPAIRED, *map(row, range(5)))
     (batch,) = EvalLoader(
         [WeightedSource(cache)], seq_len=128, micro_batch=4, pad_id=0, first_unit=100
     )

@@ -29,10 +29,14 @@ def contents(path: Path) -> dict[str, Any]:
     return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_comes_back_bit_by_bit(tmp_path: Path, name: str) -> None:
-    path = gguf_file(tmp_path, name)
-    source, result = open_source(tmp_path / name), open_source(path)
+@pytest.fixture(scope="module", params=MODELS)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of each model; its folder lies beside it under the same name."""
+    return gguf_file(tmp_path_factory.mktemp("gguf"), request.param)
+
+
+def test_a_model_comes_back_bit_by_bit(written: Path, tmp_path: Path) -> None:
+    source, result = open_source(written.with_suffix("")), open_source(written)
     assert result.config == source.config
     assert set(result.tensors) == set(source.tensors)
     for tensor in source.tensors:
@@ -43,8 +47,8 @@ def test_a_model_comes_back_bit_by_bit(tmp_path: Path, name: str) -> None:
     assert after.fingerprint == before.fingerprint
     assert after.special_tokens == before.special_tokens
     again = tmp_path / "again.gguf"
-    convert(path, "gguf", again, ConvertOptions())
-    assert again.read_bytes() == path.read_bytes()
+    convert(written, "gguf", again, ConvertOptions())
+    assert again.read_bytes() == written.read_bytes()
 
 
 @pytest.mark.parametrize("quantize", [None, "q8_0"])
@@ -78,11 +82,9 @@ def test_numbers_of_more_digits_than_a_field_holds_are_rounded(
         assert getattr(config, name) == float(str(np.float32(value))) != value
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_names_and_sizes_are_those_of_the_architecture(tmp_path: Path, name: str) -> None:
-    path = gguf_file(tmp_path, name)
-    source, fields = open_source(tmp_path / name), contents(path)
-    config, arch = source.config, ARCHITECTURES[name]
+def test_the_names_and_sizes_are_those_of_the_architecture(written: Path) -> None:
+    source, fields = open_source(written.with_suffix("")), contents(written)
+    config, arch = source.config, ARCHITECTURES[written.stem]
     assert fields["general.architecture"] == arch == architecture.find_architecture(config)
     for key, value in {
         gguf.Keys.LLM.CONTEXT_LENGTH: 512,
@@ -104,13 +106,13 @@ def test_the_names_and_sizes_are_those_of_the_architecture(tmp_path: Path, name:
     for tensor in gguf_tensors(config):
         first = tensor.parts[0].replace("experts.0.", "experts.")
         assert known.get_name(first, (".weight",)) == tensor.name
-    written = {t.name for t in gguf.GGUFReader(path).tensors}
-    assert written == {tensor.name for tensor in gguf_tensors(config)}
-    assert ("output.weight" in written) is not config.tie_word_embeddings
+    names = {t.name for t in gguf.GGUFReader(written).tensors}
+    assert names == {tensor.name for tensor in gguf_tensors(config)}
+    assert ("output.weight" in names) is not config.tie_word_embeddings
 
 
-def test_the_tokenizer_is_written_as_llama_cpp_reads_it(tmp_path: Path) -> None:
-    fields = contents(gguf_file(tmp_path, "qwen3"))
+def test_the_tokenizer_is_written_as_llama_cpp_reads_it(qwen3_file: Path) -> None:
+    fields = contents(qwen3_file)
     tokenizer = load_sample_tokenizer()
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     assert fields["tokenizer.ggml.model"] == "gpt2"
@@ -236,11 +238,10 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     assert contents(tmp_path / "m.gguf")["tokenizer.ggml.model"] == "gpt2"
 
 
-def test_types_are_numbers_that_numpy_reads_alike(tmp_path: Path) -> None:
+def test_types_are_numbers_that_numpy_reads_alike(qwen3_file: Path) -> None:
     """The bytes of an f32 matrix are the matrix, transposed dimensions and all."""
-    path = gguf_file(tmp_path, "llama")
-    source = open_source(tmp_path / "llama")
-    found = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    source = open_source(qwen3_file.with_suffix(""))
+    found = {t.name: t for t in gguf.GGUFReader(qwen3_file).tensors}
     down = found["blk.1.ffn_down.weight"]
     expected = source.tensors["model.layers.1.mlp.down_proj.weight"].numpy()
     assert list(down.shape) == list(reversed(expected.shape))

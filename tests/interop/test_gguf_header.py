@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from gguf_models import gguf_file, rewrite, setting
+from gguf_models import rewrite, setting
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
@@ -78,11 +78,6 @@ def test_the_elements_of_all_arrays_are_counted_together(tmp_path: Path) -> None
         check_header(path)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return gguf_file(tmp_path_factory.mktemp("gguf"), "qwen3")
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -102,16 +97,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("qwen3__rope__scaling__type", ["yarn"]),
     ],
 )
-def test_a_field_of_another_type_is_no_traceback(model: Path, field: str, value: object) -> None:
-    path = rewrite(model, setting(**{field: value}))
+def test_a_field_of_another_type_is_no_traceback(
+    qwen3_file: Path, field: str, value: object
+) -> None:
+    path = rewrite(qwen3_file, setting(**{field: value}))
     with pytest.raises(CheckpointError, match=r"changed\.gguf"):
         open_source(path)
 
 
 def test_weights_of_a_type_that_the_library_does_not_read_are_named(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    qwen3_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_source(model)
+    source = open_source(qwen3_file)
 
     def dequantize(*_: object) -> None:
         raise NotImplementedError
@@ -123,9 +120,9 @@ def test_weights_of_a_type_that_the_library_does_not_read_are_named(
 
 
 @pytest.mark.parametrize("told", [{"settings": {"rope_theta": 1e4}}, {"base": Path("elsewhere")}])
-def test_options_that_would_do_nothing_are_refused(model: Path, told: dict) -> None:
+def test_options_that_would_do_nothing_are_refused(qwen3_file: Path, told: dict) -> None:
     with pytest.raises(ConfigError, match="is for weights that do not say it"):
-        reader.open_file(model, ConvertOptions(**told))
+        reader.open_file(qwen3_file, ConvertOptions(**told))
 
 
 def test_a_tokenizer_without_merges_is_refused() -> None:

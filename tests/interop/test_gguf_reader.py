@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from gguf_models import Change, gguf_file, rewrite, setting
+from gguf_models import Change, rewrite, setting
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError
@@ -26,13 +26,12 @@ def without(*names: str) -> Change:
     return change
 
 
-def test_a_file_without_our_own_fields_is_read(tmp_path: Path) -> None:
+def test_a_file_without_our_own_fields_is_read(qwen3_file: Path) -> None:
     """As llama.cpp's converter writes it."""
-    path = gguf_file(tmp_path, "qwen3")
     ours = ("minimind.config", "tokenizer.huggingface.json", "qwen3.vocab_size")
     rest = ("qwen3.rope.dimension_count", "qwen3.attention.value_length")
-    changed = open_source(rewrite(path, without(*ours, *rest)))
-    source = open_source(path)
+    changed = open_source(rewrite(qwen3_file, without(*ours, *rest)))
+    source = open_source(qwen3_file)
     assert changed.config.norm_cast_before_weight
     assert changed.config.head_dim == source.config.head_dim
     for name in source.tensors:
@@ -49,15 +48,14 @@ def test_a_file_without_our_own_fields_is_read(tmp_path: Path) -> None:
     assert after.chat_template == before.chat_template
 
 
-def test_a_file_that_adds_no_bos_begins_with_the_text(tmp_path: Path) -> None:
-    path = rewrite(gguf_file(tmp_path, "llama"), setting(tokenizer__ggml__add_bos_token=False))
-    source = open_source(path)
+def test_a_file_that_adds_no_bos_begins_with_the_text(qwen3_file: Path) -> None:
+    source = open_source(rewrite(qwen3_file, setting(tokenizer__ggml__add_bos_token=False)))
     assert source.tokenizer is not None
     assert Tokenizer.load(source.tokenizer).document_start == []
 
 
-def test_the_temporary_tokenizer_goes_with_the_source(tmp_path: Path) -> None:
-    source = open_source(gguf_file(tmp_path, "qwen3"))
+def test_the_temporary_tokenizer_goes_with_the_source(qwen3_file: Path) -> None:
+    source = open_source(qwen3_file)
     folder = source.tokenizer
     assert folder is not None
     assert folder.is_dir()
@@ -86,44 +84,42 @@ def test_the_temporary_tokenizer_goes_with_the_source(tmp_path: Path) -> None:
     ],
 )
 def test_what_models_here_do_not_have_is_named(
-    tmp_path: Path, change: Change, message: str
+    qwen3_file: Path, change: Change, message: str
 ) -> None:
-    path = rewrite(gguf_file(tmp_path, "qwen3"), change)
+    path = rewrite(qwen3_file, change)
     with pytest.raises(CheckpointError, match=message) as caught:
         open_source(path)
     assert str(path) in str(caught.value)
 
 
-def test_an_unknown_split_of_texts_is_named(tmp_path: Path) -> None:
+def test_an_unknown_split_of_texts_is_named(qwen3_file: Path) -> None:
     def change(fields: dict[str, Any]) -> None:
         del fields["tokenizer.huggingface.json"]
         fields["tokenizer.ggml.pre"] = "tekken"
 
     with pytest.raises(CheckpointError, match="'tekken'; known: gpt-2, qwen2"):
-        open_source(rewrite(gguf_file(tmp_path, "qwen3"), change))
+        open_source(rewrite(qwen3_file, change))
 
 
-def test_tensors_that_models_here_do_not_have_are_named(tmp_path: Path) -> None:
-    path = gguf_file(tmp_path, "llama")
+def test_tensors_that_models_here_do_not_have_are_named(qwen3_file: Path) -> None:
     extra = {"blk.0.attn_q.bias": torch.zeros(48), "rope_freqs.weight": torch.ones(6)}
     with pytest.raises(CheckpointError, match=r"have no blk.0.attn_q.bias, rope_freqs.weight"):
-        open_source(rewrite(path, setting(), extra))
+        open_source(rewrite(qwen3_file, setting(), extra))
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.02, 0.3, 0.9, 0.9999])
 @pytest.mark.faults("a GGUF file cut short", "refused")
-def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
-    path = gguf_file(tmp_path, "qwen3")
-    content = path.read_bytes()
+def test_a_truncated_file_is_refused(qwen3_file: Path, tmp_path: Path, share: float) -> None:
+    path, content = tmp_path / "a.gguf", qwen3_file.read_bytes()
     path.write_bytes(content[: max(4, int(len(content) * share))])
     with pytest.raises(CheckpointError, match="damaged or truncated GGUF file"):
         open_source(path)
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    path = gguf_file(tmp_path, "qwen3")
-    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.1.ffn_up.weight")
-    content = bytearray(path.read_bytes())
+def test_weights_that_are_no_numbers_are_refused(qwen3_file: Path, tmp_path: Path) -> None:
+    tensors = gguf.GGUFReader(qwen3_file).tensors
+    tensor = next(t for t in tensors if t.name == "blk.1.ffn_up.weight")
+    path, content = tmp_path / "a.gguf", bytearray(qwen3_file.read_bytes())
     content[tensor.data_offset : tensor.data_offset + 4] = b"\xff\xff\xff\x7f"
     path.write_bytes(content)
     source = open_source(path)
@@ -131,11 +127,11 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         _ = source.tensors["model.layers.1.mlp.up_proj.weight"]
 
 
-def test_what_is_no_gguf_file_is_left_to_other_readers(tmp_path: Path) -> None:
+def test_what_is_no_gguf_file_is_left_to_other_readers(qwen3_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"PK\x03\x04")
     assert not reader.detect(file)
     assert not reader.detect(tmp_path)
-    shutil.copy(gguf_file(tmp_path, "qwen3"), tmp_path / "any.bin")
+    shutil.copy(qwen3_file, tmp_path / "any.bin")
     assert reader.detect(tmp_path / "any.bin")
     assert reader.open_file(tmp_path / "any.bin", ConvertOptions()).config.use_qk_norm

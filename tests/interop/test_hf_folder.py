@@ -143,13 +143,14 @@ def test_in_and_out_and_in_again_is_the_same_to_the_bit(tmp_path: Path):
     assert first == last
 
 
-def test_weights_too_large_for_fp16_are_refused(tmp_path: Path):
+@pytest.mark.parametrize("to", ["hf", "pth"])
+def test_weights_too_large_for_fp16_are_refused(tmp_path: Path, to: str):
     model = model_of("qwen3")
     with torch.no_grad():
         model.norm.weight[3] = 1e5
     folder = save(tmp_path / "in", model)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds 1e\+05.*--dtype bf16"):
-        convert(folder, "hf", tmp_path / "out", ConvertOptions(dtype="fp16"))
+        convert(folder, to, tmp_path / "out", ConvertOptions(dtype="fp16"))
     assert not (tmp_path / "out").exists()
 
 
@@ -195,6 +196,14 @@ def test_the_model_card_says_what_the_model_was_trained_on(tmp_path: Path):
         "| pretrain | MiniMind's sample data | 700 | 3,500,000 | 8 x 256 | 0.0005 | 2.6250 |",
         "| sft | `news.jsonl:0.7`, `b.jsonl` | 90 | 450,000 | 8 x 256 | 0.0005 | 2.6250 |",
     ]
+
+
+def test_a_run_that_cannot_be_is_not_known(tmp_path: Path):
+    folder = checkpoint(tmp_path / "run", "pretrain", 7) / "checkpoints" / "latest"
+    assert read_training(folder / "model") is not None
+    text = (folder / "meta.json").read_text()
+    (folder / "meta.json").write_text(text.replace('"step": 7', '"step": Infinity'))
+    assert read_training(folder / "model") is None
 
 
 def test_without_a_run_the_card_says_that_nothing_is_known(tmp_path: Path):

@@ -16,8 +16,7 @@ from original_models import (
     random_state,
     square_linears,
 )
-from small_models import random_documents
-from source_logits import source_logits
+from source_logits import IDS, check_logits
 
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop.conversion import convert
@@ -28,7 +27,6 @@ from minimind.model.state_dict import load_hf_folder
 from minimind.runtime.devices import DTYPES
 from minimind.samples.text import load_sample_tokenizer
 
-(IDS,) = random_documents([30], vocab=61)
 EVERY = [*DENSE, *MIXED, Plain("3", untied=True, kv_heads=4)]
 
 
@@ -43,9 +41,7 @@ def test_every_generation_computes_what_it_did(tmp_path: Path, plain: Plain, dty
     state = random_state(plain, dtype)
     source = open_source(save(tmp_path, state))
     assert source.dtype == dtype
-    torch.testing.assert_close(
-        source_logits(source, IDS), plain_logits(plain, state, IDS), atol=1e-5, rtol=1e-5
-    )
+    check_logits(source, plain, state)
     config = source.config
     assert (config.num_attention_heads, config.num_key_value_heads) == (8, plain.kv_heads)
     assert (config.head_dim, config.num_hidden_layers) == (plain.size, 2)
@@ -83,9 +79,9 @@ def test_adapters_come_in_over_their_model_and_go_out_again(tmp_path: Path, plai
     assert square_linears(plain)
     base, file = save(tmp_path, state), save(tmp_path, lora, "lora_identity_32.pth")
     source = open_source(file, ConvertOptions(base=base))
-    expected = plain_logits(plain, state | lora, IDS)
-    torch.testing.assert_close(source_logits(source, IDS), expected, atol=2e-5, rtol=1e-5)
-    assert (expected - plain_logits(plain, state, IDS)).abs().max() > 0.1
+    check_logits(source, plain, state | lora, atol=2e-5)
+    adapted, bare = (plain_logits(plain, each, IDS) for each in (state | lora, state))
+    assert (adapted - bare).abs().max() > 0.1
     options = ConvertOptions(base=base, generation=plain.generation)
     convert(file, "lora_pth", tmp_path / "again.pth", options)
     again = torch.load(tmp_path / "again.pth", weights_only=True)
@@ -120,9 +116,7 @@ def test_an_adapter_of_the_original_becomes_one_of_ours(tmp_path: Path):
     convert(save(tmp_path, state), "minimind", tmp_path / "base", ConvertOptions())
     file = save(tmp_path, lora, "lora_identity_32.pth")
     convert(file, "peft", tmp_path / "adapter", ConvertOptions(base=tmp_path / "base"))
-    source = open_source(tmp_path / "adapter")
-    expected = plain_logits(plain, state | lora, IDS)
-    torch.testing.assert_close(source_logits(source, IDS), expected, atol=2e-5, rtol=1e-5)
+    check_logits(open_source(tmp_path / "adapter"), plain, state | lora, atol=2e-5)
 
 
 def test_adapters_beside_the_weights_are_merged(tmp_path: Path):
@@ -133,9 +127,7 @@ def test_adapters_beside_the_weights_are_merged(tmp_path: Path):
     state = {f"module.{name}": tensor for name, tensor in both.items()}
     optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
     source = open_source(save(tmp_path, {"model": state, "optimizer": optimizer, "step": 5}))
-    torch.testing.assert_close(
-        source_logits(source, IDS), plain_logits(plain, both, IDS), atol=2e-5, rtol=1e-5
-    )
+    check_logits(source, plain, both, atol=2e-5)
     assert "its optimizer was left" in " ".join(source.notes)
 
 
@@ -144,10 +136,7 @@ def test_buffers_and_wrappers_are_left_out(tmp_path: Path):
     state = {f"module._orig_mod.{name}": tensor for name, tensor in random_state(plain).items()}
     state["module._orig_mod.pos_cis"] = torch.ones(4, 2, dtype=torch.complex64)
     state["module._orig_mod.layers.0.attention.mask"] = torch.full((1, 1, 4, 4), -torch.inf)
-    found = source_logits(open_source(save(tmp_path, state)), IDS)
-    torch.testing.assert_close(
-        found, plain_logits(plain, random_state(plain), IDS), atol=1e-5, rtol=1e-5
-    )
+    check_logits(open_source(save(tmp_path, state)), plain, random_state(plain))
 
 
 def test_what_a_file_does_not_say_can_be_set(tmp_path: Path):
@@ -160,8 +149,7 @@ def test_what_a_file_does_not_say_can_be_set(tmp_path: Path):
         open_source(file, ConvertOptions(settings={"num_attention_heads": 5}))
     settings = {"num_attention_heads": 4, "rope_theta": 1e4, "max_position_embeddings": 512}
     source = open_source(file, ConvertOptions(settings=settings))
-    expected = plain_logits(plain, state, IDS, theta=1e4)
-    torch.testing.assert_close(source_logits(source, IDS), expected, atol=1e-5, rtol=1e-5)
+    check_logits(source, plain, state, theta=1e4)
     assert source.config.max_position_embeddings == 512
     assert "rope_theta" not in " ".join(source.notes)
     with pytest.raises(ConfigError, match="no such model field: rope_thetas"):
@@ -175,9 +163,7 @@ def test_two_matrices_where_the_generation_has_one_are_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"differs from the embedding.*tie_word_embeddings"):
         open_source(file)
     source = open_source(file, ConvertOptions(settings={"tie_word_embeddings": False}))
-    torch.testing.assert_close(
-        source_logits(source, IDS), plain_logits(plain, state, IDS), atol=1e-5, rtol=1e-5
-    )
+    check_logits(source, plain, state)
 
 
 def test_the_tokenizer_beside_the_weights_or_in_the_checkout_is_found(tmp_path: Path):

@@ -9,27 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from scored_rollouts import rollout
 
 from minimind.errors import ConfigError
 from minimind.interop import reward_model as module
 from minimind.interop.reward_model import reward_model
-from minimind.rewards.rollout import Rollout
 from minimind.rewards.scorer import Scorer
 from minimind.samples.text import load_sample_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-ONE = Rollout(
-    prompt="What is 6 plus 9?",
-    messages=[{"role": "user", "content": "What is 6 plus 9?"}],
-    completion="<think>\n6 + 9 = 15\n</think>\n\nIt is 15.",
-    answer="It is 15.",
-    gt=None,
-    row={},
-    turns=[{"role": "assistant", "content": "<think>\n6 + 9 = 15\n</think>\n\nIt is 15."}],
-    num_tokens=20,
-    is_cut=False,
-)
+ONE = rollout("<think>\n6 + 9 = 15\n</think>\n\nIt is 15.", "What is 6 plus 9?")
 
 
 def save(folder: Path, kind: str = "LlamaForSequenceClassification", **config: Any) -> Path:

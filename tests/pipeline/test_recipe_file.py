@@ -105,7 +105,7 @@ def test_a_wrong_key_of_the_file_is_named(load, keys: dict[str, Any], said: str)
 
 def test_a_key_twice_and_no_json_are_refused(tmp_path: Path):
     path = tmp_path / "a.json"
-    for text, said in (('{"steps": [], "steps": []}', "'steps' stands twice"), ("{", "not valid")):
+    for text, said in (('{"steps": [], "steps": []}', '"steps" stands twice'), ("{", "not valid")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=said):
             load_pipeline(str(path))

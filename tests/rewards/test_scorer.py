@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scored_rollouts import rollout
 from training_runs import ROOT
 
 from minimind.errors import ConfigError, TrainingError
-from minimind.rewards.rollout import Rollout
 from minimind.rewards.scorer import Scorer
 
 FUNCTIONS = """
@@ -36,20 +36,6 @@ FUNCTIONS = """
     def length(rollout, factor=1):
         return factor * len(rollout.answer)
 """
-
-
-def rollout(prompt: str, answer: str = "") -> Rollout:
-    return Rollout(
-        prompt=prompt,
-        messages=[{"role": "user", "content": prompt}],
-        completion=answer,
-        answer=answer,
-        gt="15",
-        row={},
-        turns=[{"role": "assistant", "content": answer}],
-        num_tokens=len(answer),
-        is_cut=False,
-    )
 
 
 @pytest.fixture
@@ -79,7 +65,7 @@ def test_a_total_is_the_weighted_sum_of_its_parts(build: Build, own: str) -> Non
     scorer = build(dict(zip(functions, (1.0, 0.5, 2), strict=True)), timeout_s=30.0)
     scorer.check()
     assert scorer.reward_names == ["length", "length_2", "exact_match"]
-    right, wrong = scorer.score([rollout("?", "15."), rollout("?", "It is 15.")])
+    right, wrong = scorer.score([rollout("15.", gt="15"), rollout("It is 15.", gt="15")])
     assert right.parts == {"length": 3.0, "length_2": 30.0, "exact_match": 1.0}
     assert right.total == 3 + 15 + 2
     assert wrong.parts == {"length": 9.0, "length_2": 90.0, "exact_match": 0.0}
@@ -89,7 +75,7 @@ def test_a_total_is_the_weighted_sum_of_its_parts(build: Build, own: str) -> Non
 
 def test_scores_keep_the_order_of_rollouts(build: Build, own: str) -> None:
     scores = build({f"{own}:length": 1}, timeout_s=30.0).score(
-        [rollout("?", "x" * n) for n in range(100)]
+        [rollout("x" * n) for n in range(100)]
     )
     assert [one.total for one in scores] == list(range(100))
 
@@ -111,12 +97,12 @@ def test_stop_names_the_reward_what_happened_and_the_prompt(
     build: Build, own: str, prompt: str, message: str
 ) -> None:
     scorer = build({f"{own}:odd": 1.0})
-    assert scorer.score([rollout("fine")])[0].total == 0.5
+    assert scorer.score([rollout(prompt="fine")])[0].total == 0.5
     with pytest.raises(TrainingError, match=message) as error:
-        scorer.score([rollout("fine"), rollout(prompt), rollout("fine")])
+        scorer.score([rollout(prompt="fine"), rollout(prompt=prompt), rollout(prompt="fine")])
     assert f'the reward {own}:odd of the prompt "{prompt}": ' in str(error.value)
     assert "--set on_reward_error=skip" in str(error.value)
-    assert scorer.score([rollout("yes"), rollout("int")])[1].total == 3
+    assert scorer.score([rollout(prompt="yes"), rollout(prompt="int")])[1].total == 3
 
 
 def test_skip_leaves_a_rollout_without_a_total_and_warns_at_most_five_times(
@@ -125,20 +111,20 @@ def test_skip_leaves_a_rollout_without_a_total_and_warns_at_most_five_times(
     scorer = build({f"{own}:odd": 1.0, "exact_match": 1.0}, on_error="skip")
     prompts = ["fine", "nan", "yes", "raise", "hang", "die", "none"]
     with caplog.at_level(logging.WARNING):
-        scores = scorer.score([rollout(prompt, "15") for prompt in prompts])
+        scores = scorer.score([rollout("15", prompt, gt="15") for prompt in prompts])
     assert [one.total for one in scores] == [1.5, None, 2.0, None, None, None, None]
     assert scores[1].parts == {"odd": None, "exact_match": 1.0}
     assert len(caplog.messages) == 5
     assert all("the sample is skipped" in message for message in caplog.messages)
     caplog.clear()
-    scorer.score([rollout("nan"), rollout("inf"), rollout("fine")])
+    scorer.score([rollout(prompt="nan"), rollout(prompt="inf"), rollout(prompt="fine")])
     assert caplog.messages == ["rewards that could not be computed: 2 now, 7 in this run"]
 
 
 def test_a_long_prompt_is_shortened(build: Build, own: str) -> None:
     scorer = build({"minimind.rewards.shipped:length_window(least=3, most=2)": 1.0})
     with pytest.raises(TrainingError) as error:
-        scorer.score([rollout("so\n long " * 1000)])
+        scorer.score([rollout(prompt="so\n long " * 1000)])
     assert "so long so long" in str(error.value)
     assert len(str(error.value)) < 600
 

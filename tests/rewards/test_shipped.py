@@ -8,29 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored_rollouts import rollout
 
 from minimind.errors import ConfigError
 from minimind.rewards import shipped
-from minimind.rewards.rollout import Rollout
 from minimind.rewards.tagged_text import answer_text
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-
-
-def rollout(completion: str = "", **fields: Any) -> Rollout:
-    """A rollout of one assistant turn."""
-    given: dict[str, Any] = {
-        "prompt": "?",
-        "messages": [{"role": "user", "content": "?"}],
-        "completion": completion,
-        "answer": answer_text(completion),
-        "gt": None,
-        "row": {},
-        "turns": [{"role": "assistant", "content": completion}],
-        "num_tokens": len(completion),
-        "is_cut": False,
-    }
-    return Rollout(**given | fields)
 
 
 def call(name: str = "weather", arguments: Any = None) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_checks import check_seed_decides
 
 from minimind.data.chat_format import CHAT
 from minimind.data.preference_format import PREFERENCE
@@ -57,11 +56,6 @@ def test_validation_asks_what_training_never_does(rows: Rows, name: str) -> None
     known = {question for row in rows[name, "train"] for question, _ in asked(row)}
     for row in rows[name, "val"]:
         assert any(question not in known for question, _ in asked(row))
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_same_seed_writes_the_same_bytes(tmp_path: Path, name: str) -> None:
-    check_seed_decides(tmp_path, DATA[name])
 
 
 @pytest.mark.parametrize("name", FORMATS)

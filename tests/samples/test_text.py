@@ -30,14 +30,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return found
 
 
-def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in "abc"]
-    for path, seed in zip(paths, (0, 0, 1), strict=True):
-        write_sample(path, "val", seed=seed)
-    first, second, third = (path.read_bytes() for path in paths)
-    assert first == second != third
-
-
 def test_no_text_is_in_both_splits(texts: dict[str, list[str]]) -> None:
     assert not set(texts["train"]) & set(texts["val"])
 

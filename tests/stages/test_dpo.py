@@ -149,7 +149,7 @@ def test_a_batch_of_padding_alone_gives_nothing(pairs: Cache, start: tuple[Trans
     loader = load(pairs(3))
     stage = DPO(DPORecipe())
     stage.build_models(context(folder, loader))
-    batch = loader._rows.batch([], 2)
+    batch = loader.rows.batch([], 2)
     assert isinstance(batch, UnitBatch)
     loss = stage.loss(model, batch)
     assert (loss.total.item(), batch.count) == (0.0, 0)

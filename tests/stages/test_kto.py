@@ -191,7 +191,7 @@ def test_a_batch_of_padding_alone_gives_nothing(
     model, folder = reference
     loader = load(answers(3))
     stage = build(folder, loader)
-    batch = loader._rows.batch([], 2)
+    batch = loader.rows.batch([], 2)
     (ready,) = prepared(stage, model, [batch])
     assert isinstance(ready, KTOBatch)
     loss = stage.loss(model, ready)

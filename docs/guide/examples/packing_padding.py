@@ -24,5 +24,5 @@ show("padded to 512", len(lengths) * 512)
 for name, ordered in (("in order", lengths), ("sorted by length", np.sort(lengths))):
     longest = ordered.reshape(-1, 16).max(1)
     show(f"padded to the longest of 16, {name}", int(16 * longest.sum()))
-plan = plan_packing(lengths, 512, long_documents="truncate")
+plan = plan_packing(lengths, 512, split_long=False)
 show("packed into rows of 512", plan.num_rows * 512)

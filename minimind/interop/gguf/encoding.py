@@ -12,11 +12,10 @@ from torch import Tensor
 
 from minimind.errors import CheckpointError, ConfigError
 
-QUANTIZATIONS = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
-"""What `--quantize` takes, and the type of most weights then."""
 _BY_LLAMA_CPP = ("q4_k_m",)
+CHOICES = ("f32", "f16", "bf16", "q8_0", "q4_0", *_BY_LLAMA_CPP)
+"""What `--quantize` takes: the type of most weights, in lower case."""
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CHOICES = (*QUANTIZATIONS, *_BY_LLAMA_CPP)
 
 
 def import_gguf() -> Any:
@@ -42,7 +41,7 @@ def main_type(quantize: str | None, dtype: torch.dtype) -> str:
             f"f32 or bf16, and have llama.cpp do it: llama-quantize MODEL.gguf "
             f"MODEL-{quantize}.gguf {quantize.upper()}"
         )
-    return QUANTIZATIONS[quantize]
+    return quantize.upper()
 
 
 def type_of(name: str, shape: tuple[int, ...], is_fp32: bool, main: str) -> str:

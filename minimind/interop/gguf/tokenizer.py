@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minimind.config.json_file import parse_json
+from minimind.data.byte_level_bpe import added_token
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
 
@@ -194,15 +195,7 @@ def _read_spec(
             f"{', '.join(_PRE_TOKENIZERS)}"
         )
     added = [
-        {
-            "id": id,
-            "content": tokens[id],
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": type == CONTROL,
-        }
+        added_token(id, tokens[id], special=type == CONTROL)
         for id, type in enumerate(types)
         if type in (CONTROL, USER_DEFINED)
     ]

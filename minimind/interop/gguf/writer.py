@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 import minimind
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
-from minimind.interop.checks import (
-    Difference,
-    check_config,
-    logits_difference,
-    weights_difference,
-)
+from minimind.interop.checks import Difference, check_config, model_differences
 from minimind.interop.gguf import architecture, encoding, reader
 from minimind.interop.gguf.modelfile import modelfile, modelfile_path
 from minimind.interop.gguf.tensors import GgufTensor, gguf_tensors
 from minimind.interop.gguf.tokenizer import to_fields as tokenizer_fields
 from minimind.interop.options import ConvertOptions
-from minimind.interop.source import LazyTensor, LazyTensors, Source
+from minimind.interop.source import Source
 
-_FILE_TYPES = {
-    "F32": "ALL_F32",
-    "F16": "MOSTLY_F16",
-    "BF16": "MOSTLY_BF16",
-    "Q8_0": "MOSTLY_Q8_0",
-    "Q4_0": "MOSTLY_Q4_0",
-}
 _QUANTIZATION_VERSION = 2
 """The version of the block layouts that llama.cpp reads."""
 _ROUNDING = 1e-5
@@ -55,7 +43,7 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
     kinds = {}
     for tensor in tensors:
         shape = tensor.shape(source.tensors.shape)
-        kind = kinds[tensor.name] = encoding.type_of(tensor.name, shape, tensor.is_fp32, main)
+        kind = kinds[tensor.name] = _kind(tensor, source, main)
         size = encoding.num_bytes(shape, kind)
         raw = gguf.GGMLQuantizationType[kind]
         out.add_tensor_info(tensor.name, shape, np.dtype(np.float32), size, raw)
@@ -63,7 +51,7 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
     out.add_type(gguf.GGUFType.MODEL)
     out.add_name(f"MiniMind {size_label}")
     out.add_size_label(size_label)
-    out.add_file_type(gguf.LlamaFileType[_FILE_TYPES[main]])
+    out.add_file_type(gguf.LlamaFileType[f"{'ALL' if main == 'F32' else 'MOSTLY'}_{main}"])
     out.add_quantization_version(_QUANTIZATION_VERSION)
     out.add_string(_MADE_BY, minimind.__version__)
     try:
@@ -123,34 +111,27 @@ def check(source: Source, path: Path, options: ConvertOptions) -> list[Differenc
     result = reader.open_file(path, ConvertOptions())
     check_config(source, result, _ROUNDING)
     main = encoding.main_type(options.quantize, source.dtype)
-    weights = weights_difference(_rounded(source, main), result, lambda tensor: tensor)
-    weights.check()
+    places = {
+        name: (tensor, number)
+        for tensor in gguf_tensors(source.config)
+        for number, name in enumerate(tensor.parts)
+    }
+
+    def rounded(name: str) -> Tensor:
+        tensor, number = places[name]
+        kind = _kind(tensor, source, main)
+        # A block lies in a row, which only columns of several parts share.
+        is_alone = tensor.join != "columns"
+        whole = source.tensors[name] if is_alone else tensor.build(source.tensors)
+        content = encoding.encode(whole, kind, tensor.name)
+        whole = encoding.decode(content, tuple(whole.shape), kind)
+        return whole if is_alone else tensor.part(number, whole)
+
     keeps_type = encoding.dtype_of(main) == source.dtype and main in ("F32", "F16", "BF16")
     is_exact = keeps_type and result.config == source.config
-    return [weights, logits_difference(source, result, 0.0 if is_exact else math.inf)]
+    return model_differences(source, result, rounded, is_exact=is_exact)
 
 
-def _rounded(source: Source, main: str) -> Source:
-    """Gives the source with its weights rounded to the types of the file."""
-    entries: dict[str, LazyTensor] = {}
-    for tensor in gguf_tensors(source.config):
-        shape = tensor.shape(source.tensors.shape)
-        kind = encoding.type_of(tensor.name, shape, tensor.is_fp32, main)
-        for number, name in enumerate(tensor.parts):
-
-            def read(tensor: GgufTensor = tensor, number: int = number, kind: str = kind):
-                alone = tensor.join != "columns"
-                whole = (
-                    source.tensors[tensor.parts[number]] if alone else tensor.build(source.tensors)
-                )
-                content = encoding.encode(whole, kind, tensor.name)
-                whole = encoding.decode(content, tuple(whole.shape), kind)
-                return whole if alone else tensor.part(number, whole)
-
-            dtype = encoding.dtype_of(kind)
-            entries[name] = LazyTensor(source.tensors.shape(name), dtype, read)
-    return Source(
-        path=source.path,
-        config=source.config,
-        tensors=LazyTensors(entries, str(source.path)),
-    )
+def _kind(tensor: GgufTensor, source: Source, main: str) -> str:
+    shape = tensor.shape(source.tensors.shape)
+    return encoding.type_of(tensor.name, shape, tensor.is_fp32, main)

@@ -22,46 +22,17 @@ from .row_softmax import (
 )
 
 
-def kl_loss(
-    logits_CV: Tensor,
-    teacher_logits_CV: Tensor,
-    counted_C: Tensor,
-    loss_C: Tensor,
-    *,
-    temperature: float,
-) -> None:
-    """Writes the losses [C] fp32, 0 where not counted."""
-    _launch(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature, True, False)
-
-
-def kl_loss_and_grad(
-    logits_CV: Tensor,
-    teacher_logits_CV: Tensor,
-    counted_C: Tensor,
-    loss_C: Tensor,
-    *,
-    temperature: float,
-) -> None:
-    """Writes the losses [C]; overwrites the student's logits with the gradient of their sum."""
-    _launch(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature, True, True)
-
-
-def kl_grad(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, grad_C: Tensor, *, temperature: float
-) -> None:
-    """Overwrites the student's logits with their gradient, given the gradient of each loss."""
-    _launch(logits_CV, teacher_logits_CV, grad_C, grad_C, temperature, False, True)
-
-
-def _launch(
+def kl(
     logits_CV: Tensor,
     teacher_logits_CV: Tensor,
     factor_C: Tensor,
-    loss_C: Tensor,
+    loss_C: Tensor | None,
+    *,
     temperature: float,
-    with_loss: bool,
     with_grad: bool,
 ) -> None:
+    """Writes the divergences times `factor`, fp32 [C], where `loss` is given; with `with_grad`,
+    overwrites the student's logits with the gradient of the sum of both products."""
     launch_rows(
         _kl_kernel,
         logits_CV,
@@ -69,9 +40,9 @@ def _launch(
         teacher_ptr=teacher_logits_CV,
         teacher_stride=teacher_logits_CV.stride(0),
         factor_ptr=factor_C.contiguous(),
-        loss_ptr=loss_C,
+        loss_ptr=factor_C if loss_C is None else loss_C,
         inverse_temperature=1.0 / temperature,
-        WITH_LOSS=with_loss,
+        WITH_LOSS=loss_C is not None,
         WITH_GRAD=with_grad,
     )
 
@@ -142,7 +113,6 @@ def _kl_kernel(
     WITH_LOSS: tl.constexpr,
     WITH_GRAD: tl.constexpr,
 ):
-    """`factor` is 0 or 1 with a loss, else its gradient."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
     teacher_row_ptr = teacher_ptr + row * teacher_stride

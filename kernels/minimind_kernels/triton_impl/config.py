@@ -1,6 +1,9 @@
 """Holds the tile sizes of each kernel for each architecture. They are fixed, so that no training
 run tunes."""
 
+# No Triton function is here, so all of Pyright's checks are on.
+# pyright: basic
+
 from __future__ import annotations
 
 import functools

@@ -1,10 +1,6 @@
 """Computes cross-entropy, divergence from a teacher and the gradient of both: one program a row,
 see row_softmax.py."""
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import triton

@@ -3,10 +3,6 @@ two; backward two and one for the experts' own gradients. With several slots a t
 one more, which sums them. Each program owns its output: no atomics.
 """
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import torch

@@ -4,10 +4,6 @@ Each product is stored at its slot in the order of tokens, and a second kernel a
 in their order: no atomics, so every run gives the same bits.
 """
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import triton

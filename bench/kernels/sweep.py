@@ -50,15 +50,8 @@ class TriedDevice(config.Device):
     entry: str
     tried: Tile | ProductTile
 
-    def tile(self, tiles: Tiles[Tile]) -> Tile:
-        if tiles.name == self.entry and isinstance(self.tried, Tile):
-            return self.tried
-        return super().tile(tiles)
-
-    def product_tile(self, tiles: Tiles[ProductTile], dtype: torch.dtype) -> ProductTile:
-        if tiles.name == self.entry and isinstance(self.tried, ProductTile):
-            return self.tried
-        return super().product_tile(tiles, dtype)
+    def tile(self, tiles: Tiles[Any], dtype: torch.dtype | None = None) -> Any:
+        return self.tried if tiles.name == self.entry else super().tile(tiles, dtype)
 
 
 @dataclass(frozen=True)
@@ -67,13 +60,9 @@ class _AskedDevice(config.Device):
 
     asked: list[Tiles[Any]] = field(default_factory=list)
 
-    def tile(self, tiles: Tiles[Tile]) -> Tile:
+    def tile(self, tiles: Tiles[Any], dtype: torch.dtype | None = None) -> Any:
         self.asked.append(tiles)
-        return super().tile(tiles)
-
-    def product_tile(self, tiles: Tiles[ProductTile], dtype: torch.dtype) -> ProductTile:
-        self.asked.append(tiles)
-        return super().product_tile(tiles, dtype)
+        return super().tile(tiles, dtype)
 
 
 @dataclass(slots=True)

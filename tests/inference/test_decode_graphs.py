@@ -15,7 +15,14 @@ from replayed_steps import (
     mixed_requests,
     note_calls,
 )
-from small_engines import check_greedy, engine_of, request, tokenizer
+from small_engines import (
+    check_greedy,
+    engine_of,
+    fail_a_step,
+    request,
+    run_to_the_end,
+    tokenizer,
+)
 from small_models import FAMILIES, random_documents, random_model, small_config
 
 from minimind.inference import model_runner
@@ -170,26 +177,14 @@ def test_those_who_come_and_leave_while_a_step_is_on_its_way(
     engine.refresh()
 
 
-def test_a_step_that_fails_takes_the_one_behind_it_along(
-    model: Transformer, replayed: Replayed, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_step_that_fails_takes_the_one_behind_it_along(model: Transformer, replayed: Replayed):
     engine = engine_of(model, 2)
     asked = [request(p, new=12) for p in random_documents([5, 6, 7])]
     ids = [engine.submit(one) for one in asked]
     for _ in range(5):
         engine.step()
-
-    def broken(*arguments: Any) -> Any:
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "decode", broken)
-        reasons = {delta.request_id: delta.finish_reason for delta in engine.step()}
-    assert reasons == {ids[0]: "error", ids[1]: "error"}
-    deltas = []
-    while engine.has_work:
-        deltas += engine.step()
-    check_greedy(model, asked[2].prompt_ids, Completion.join(deltas))
+    assert fail_a_step(engine, model) == {ids[0]: "error", ids[1]: "error"}
+    check_greedy(model, asked[2].prompt_ids, Completion.join(run_to_the_end(engine)))
 
 
 @pytest.mark.gpu

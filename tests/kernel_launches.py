@@ -53,13 +53,6 @@ def cases_of(op: Op) -> Iterator[tuple[str, Case]]:
     yield "no rows", op.tested_case(torch.bfloat16, "cpu", **row)
 
 
-def run(case: Case) -> None:
-    """Forward and backward."""
-    outputs = case.ours(*case.inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-
-
 def main(arch: str) -> int:
     torch.set_num_threads(1)
     seen: set[str] = set()
@@ -76,10 +69,10 @@ def main(arch: str) -> int:
                 asked.clear()
                 before = launches.value
                 try:
-                    run(case)
+                    case.run()
                     made = launches.value - before
                     with mock.patch.object(launch, "_watcher", note):
-                        run(case)
+                        case.run()
                 except Exception as error:
                     problems.append(f"{op.name}, {name}: {type(error).__name__}: {error}")
                     continue

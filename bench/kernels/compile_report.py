@@ -166,13 +166,6 @@ def launches_to(watcher: Watcher, device: config.Device) -> Iterator[None]:
         yield
 
 
-def run_without_storage(case: Case) -> None:
-    """Runs forward and backward on meta tensors."""
-    outputs = case.ours(*case.inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    torch.autograd.backward(outputs, [torch.empty_like(o) for o in outputs])
-
-
 def compile_cases(
     target: str,
     device: config.Device,
@@ -193,7 +186,7 @@ def compile_cases(
 
     with launches_to(record, device):
         for case in cases:
-            run_without_storage(case)
+            case.run()
     for key, (source, num_warps, name) in sources.items():
         options = {"num_warps": num_warps}
         compiled: Any = triton.compile(source, target=TARGETS[target].gpu, options=options)

@@ -144,6 +144,13 @@ class Case:
     """The plain form to beat, unless it is `plain`."""
     rivals: tuple[Rival, ...] = ()
 
+    def run(self) -> None:
+        """Runs our form forward, and backward from gradients of one, which are valid for cases with
+        `uniform_grad`, too."""
+        outputs = self.ours(*self.inputs)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+
 
 BOTH = ("forward", "backward")
 

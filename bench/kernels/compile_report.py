@@ -190,12 +190,12 @@ def compile_cases(
     for key, (source, num_warps, name) in sources.items():
         options = {"num_warps": num_warps}
         compiled: Any = triton.compile(source, target=TARGETS[target].gpu, options=options)
-        registers, spills = _read(compiled, target)
+        registers, spills, structure = _read(compiled, target, reads=reads)
         shared = compiled.metadata.shared
         usage = Usage(
             name, target, str(dtype).removeprefix("torch."), registers, shared, spills,
             blocks=TARGETS[target].blocks(registers, shared, num_warps),
-            structure=_read_structure(compiled, target) if reads else None,
+            structure=structure,
         )  # fmt: skip
         yield (*key, name), usage
 
@@ -230,17 +230,12 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def _read(compiled: Any, target: str) -> tuple[int, int]:
-    """Gives (registers a thread, spills) of a compiled kernel."""
+def _read(compiled: Any, target: str, *, reads: bool) -> tuple[int, int, Structure | None]:
+    """Gives registers a thread, spills and, with `reads`, the structure of a compiled kernel."""
     if target.startswith("gfx"):
         text = compiled.asm["amdgcn"]
         spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)
         (registers,) = re.findall(r"\.vgpr_count:\s*(\d+)", text)
-        return int(registers), sum(map(int, spills))
-    return resource_usage(compiled.asm["cubin"])
-
-
-def _read_structure(compiled: Any, target: str) -> Structure:
-    if target.startswith("gfx"):
-        return read_amdgcn(compiled.asm["amdgcn"])
-    return read_cubin(compiled.asm["cubin"])
+        return int(registers), sum(map(int, spills)), read_amdgcn(text) if reads else None
+    cubin = compiled.asm["cubin"]
+    return *resource_usage(cubin), read_cubin(cubin) if reads else None

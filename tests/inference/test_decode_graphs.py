@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from grammars import compiled
 from replayed_steps import (
     ALL_SETTINGS,
     SETTINGS,
@@ -21,7 +22,6 @@ from small_engines import (
     fail_a_step,
     request,
     run_to_the_end,
-    tokenizer,
 )
 from small_models import FAMILIES, random_documents, random_model, small_config
 
@@ -127,8 +127,7 @@ def test_where_a_grammar_holds_one_the_forward_begins_before_the_tokens_are_read
 ):
     """Two graphs a step: what is allowed is found between them, while the first goes on."""
     engine = engine_of(model, 4, slot=200)
-    stars = AnswerForm(content=regex_rules("[!-~]{150,}")).text(tokenizer())
-    held = engine.grammars.compile(stars)
+    held = compiled(AnswerForm(content=regex_rules("[!-~]{150,}")), model.config.vocab_size)
     for one in (*SETTINGS[:2], {"grammar": held, "temperature": 1.0}):
         engine.submit(request([5, 6, 7], new=60, seed=1, **one))
     for _ in range(5):
@@ -208,8 +207,8 @@ def test_graphs_change_nothing(settings: dict[str, Any]):
 def test_a_step_on_a_gpu_waits_once(kinds: list[dict[str, Any]]):
     """Where PyTorch raises an error at every wait that it knows of but that of an event."""
     engine = engine_of(random_model(small_config()).eval().cuda(), len(kinds), slot=200)
-    held = AnswerForm(content=regex_rules("[!-~]{150,}")).text(tokenizer())
-    grammar = engine.grammars.compile(held)
+    form = AnswerForm(content=regex_rules("[!-~]{150,}"))
+    grammar = compiled(form, small_config().vocab_size)
     for one in kinds:
         one = {**one, "grammar": grammar} if "grammar" in one else one
         engine.submit(request([5, 6, 7], new=60, seed=1, **one))

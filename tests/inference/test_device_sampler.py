@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from grammars import compiled
 from samplers import CPU, Opened, read
-from small_engines import tokenizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind.inference.batch_settings import UsedSettings, round_up
 from minimind.inference.device_sampler import DeviceSampler
-from minimind.inference.grammar import GrammarCompiler
 from minimind.inference.grammar_texts import AnswerForm, regex_rules
 from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.sampler import Sampler
@@ -25,9 +24,7 @@ META = torch.device("meta")
 V = 700
 """More than are sorted at first."""
 PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2}
-HELD = GrammarCompiler(tokenizer(), V).compile(
-    AnswerForm(content=regex_rules("[!-~]+")).text(tokenizer())
-)
+HELD = compiled(AnswerForm(content=regex_rules("[!-~]+")), V)
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "temperature": {"temperature": 0.7},

@@ -35,14 +35,18 @@ def logits_in(folder: Path) -> Tensor:
         return logits_of(model.eval(), pack([[IDS]]))
 
 
-def transformers_logits(folder: Path) -> Tensor:
-    """Of the model that `transformers` reads there; every tensor must find its place."""
+def transformers_model(folder: Path) -> Any:
+    """As `transformers` reads it; every tensor must find its place."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
+    return model.eval()
+
+
+def transformers_logits(folder: Path) -> Tensor:
     with torch.no_grad():
-        return model.eval()(torch.tensor([IDS])).logits[0]
+        return transformers_model(folder)(torch.tensor([IDS])).logits[0]
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

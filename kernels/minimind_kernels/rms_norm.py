@@ -104,14 +104,9 @@ def _forward_body(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gives (x + residual, its norm, 1 / rms [M, 1]); without a residual, the first is empty."""
     total_MD = x_MD if residual_MD is None else x_MD + residual_MD
-    wide = torch.promote_types(x_MD.dtype, torch.float32)
-    total_wide = total_MD.to(wide)
-    rstd_M1 = torch.rsqrt(total_wide.square().mean(-1, keepdim=True) + eps)
-    normed = total_wide * rstd_M1
-    if cast_before_weight:
-        normed = normed.to(x_MD.dtype).to(wide)
-    y_MD = (normed * weight_D.to(wide)).to(x_MD.dtype)
-    return x_MD.new_empty(0) if residual_MD is None else total_MD, y_MD, rstd_M1
+    y_MD, rstd_M1 = norm_forward(total_MD, weight_D, eps, cast_before_weight)
+    total_MD = x_MD.new_empty(0) if residual_MD is None else total_MD
+    return total_MD, y_MD.to(x_MD.dtype), rstd_M1
 
 
 def _backward_body(
@@ -127,6 +122,19 @@ def _backward_body(
     if grad_total_MD is not None:
         grad = grad + grad_total_MD.to(grad.dtype)
     return grad.to(x_MD.dtype), sum_rows(shares).to(weight_D.dtype)
+
+
+def norm_forward(
+    x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """Computes (x·rstd·w, rstd), in fp32 at least; x is [..., D], rstd [..., 1]."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x_wide = x.to(wide)
+    rstd = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+    normed = x_wide * rstd
+    if cast_before_weight:
+        normed = normed.to(x.dtype).to(wide)
+    return normed * weight_D.to(wide), rstd
 
 
 def norm_backward(

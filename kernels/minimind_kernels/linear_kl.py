@@ -117,17 +117,16 @@ def log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:
 
 
 def _kl_body(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, factor_C: Tensor, loss_C: Tensor | None, *,
+    logits_CV: Tensor, teacher_logits_CV: Tensor, factor_C: Tensor, loss_C: Tensor, *,
     temperature: float, with_grad: bool,
 ) -> None:  # fmt: skip
-    """Writes the divergences times `factor` where `loss` is given; with `with_grad`, overwrites the
-    student's logits with the gradient of the sum of both products."""
+    """Writes the divergences times `factor`; with `with_grad`, overwrites the student's logits with
+    the gradient of their sum."""
     log_prob_CV = log_softmax(logits_CV, temperature)
     teacher_log_prob_CV = log_softmax(teacher_logits_CV, temperature)
     teacher_prob_CV = teacher_log_prob_CV.exp()
-    if loss_C is not None:
-        divergence_C = (teacher_prob_CV * (teacher_log_prob_CV - log_prob_CV)).sum(dim=-1)
-        loss_C.copy_(divergence_C * factor_C)
+    divergence_C = (teacher_prob_CV * (teacher_log_prob_CV - log_prob_CV)).sum(dim=-1)
+    loss_C.copy_(divergence_C * factor_C)
     if with_grad:
         gap_CV = log_prob_CV.exp() - teacher_prob_CV
         logits_CV.copy_(gap_CV * (factor_C / temperature).unsqueeze(1))
@@ -141,21 +140,22 @@ def _loss_chunks(
     weight_VD: Tensor,
     teacher_hidden_ME: Tensor,
     teacher_weight_VE: Tensor,
-    is_counted_M: Tensor,
+    factor_M: Tensor,
     temperature: float,
     chunk_size: int | None,
     *,
     wanted: tuple[bool, bool] = (False, False),
 ) -> tuple[Tensor, TokenChunks]:
-    """Gives the losses, and the chunks, which gathered the gradients of their sum."""
+    """Gives the divergences times `factor`, and the chunks, which gathered the gradients of their
+    sum."""
     chunks = TokenChunks(hidden_MD, weight_VD, chunk_size, wanted)
     teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
     loss_M = hidden_MD.new_empty(hidden_MD.shape[:1], dtype=chunks.loss_dtype)
-    counted_M = is_counted_M.to(chunks.loss_dtype)
+    factor_M = factor_M.to(chunks.loss_dtype)
     for rows in chunks.slices:
         logits_CV = chunks.logits(rows)
         _kl(
-            logits_CV, teacher.logits(rows), counted_M[rows], loss_M[rows],
+            logits_CV, teacher.logits(rows), factor_M[rows], loss_M[rows],
             generated=chunks.generated, temperature=temperature, with_grad=any(wanted),
         )  # fmt: skip
         chunks.add_grads(rows, logits_CV)
@@ -174,18 +174,9 @@ class _KL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_M):
-        hidden_MD, weight_VD, teacher_hidden_ME, teacher_weight_VE, is_counted_M = ctx.saved_tensors
-        temperature, chunk_size = ctx.options
-        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size, ctx.needs_input_grad[:2])
-        teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
-        grad_M = grad_M * is_counted_M
-        for rows in chunks.slices:
-            logits_CV = chunks.logits(rows)
-            _kl(
-                logits_CV, teacher.logits(rows), grad_M[rows], None, generated=chunks.generated,
-                temperature=temperature, with_grad=True,
-            )  # fmt: skip
-            chunks.add_grads(rows, logits_CV)
+        *tensors, is_counted_M = ctx.saved_tensors
+        factor_M, wanted = grad_M * is_counted_M, ctx.needs_input_grad[:2]
+        _, chunks = _loss_chunks(*tensors, factor_M, *ctx.options, wanted=wanted)
         return *chunks.grads(), *(None,) * 5
 
 

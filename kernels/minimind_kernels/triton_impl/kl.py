@@ -22,13 +22,13 @@ def kl(
     logits_CV: Tensor,
     teacher_logits_CV: Tensor,
     factor_C: Tensor,
-    loss_C: Tensor | None,
+    loss_C: Tensor,
     *,
     temperature: float,
     with_grad: bool,
 ) -> None:
-    """Writes the divergences times `factor`, fp32 [C], where `loss` is given; with `with_grad`,
-    overwrites the student's logits with the gradient of the sum of both products."""
+    """Writes the divergences times `factor`, fp32 [C]; with `with_grad`, overwrites the student's
+    logits with the gradient of their sum."""
     launch_rows(
         _kl_kernel,
         logits_CV,
@@ -36,9 +36,8 @@ def kl(
         teacher_ptr=teacher_logits_CV,
         teacher_stride=teacher_logits_CV.stride(0),
         factor_ptr=factor_C.contiguous(),
-        loss_ptr=factor_C if loss_C is None else loss_C,
+        loss_ptr=loss_C,
         inverse_temperature=1.0 / temperature,
-        WITH_LOSS=loss_C is not None,
         WITH_GRAD=with_grad,
     )
 
@@ -106,7 +105,6 @@ def _kl_kernel(
     VOCAB: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    WITH_LOSS: tl.constexpr,
     WITH_GRAD: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -140,5 +138,4 @@ def _kl_kernel(
             parts += more
             if WITH_GRAD:
                 store_logits(row_ptr, first + columns, gap * (factor * inverse_temperature), WIDTH)
-    if WITH_LOSS:
-        tl.store(loss_ptr + row, tl.sum(parts, axis=0) * factor)
+    tl.store(loss_ptr + row, tl.sum(parts, axis=0) * factor)

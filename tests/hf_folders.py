@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,7 @@ from torch import Tensor
 from minimind.model.state_dict import load_hf_folder
 from minimind.model.transformer import Transformer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-
 (IDS,) = random_documents([40])
-
-
-def named(model: Transformer) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters()}
 
 
 def logits_in(folder: Path) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from hf_folders import edit_config, edit_tensors, named
+from hf_folders import edit_config, edit_tensors
 from safetensors.torch import load_file
+from small_adapters import named
 from small_models import EXPERTS
 from torch import Tensor
 

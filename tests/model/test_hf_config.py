@@ -14,11 +14,11 @@ from hf_folders import (
     IDS,
     edit_config,
     logits_in,
-    named,
     transformers_logits,
     transformers_model,
 )
 from safetensors.torch import load_file
+from small_adapters import named
 from small_models import (
     EXPERTS,
     FAMILIES,

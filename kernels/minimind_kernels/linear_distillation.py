@@ -22,7 +22,7 @@ from .form import Form
 from .linear_kl import build_teacher, check_teacher, linear_kl_reference, log_softmax
 from .linear_loss import build_head, linear_cross_entropy_reference
 from .op import IGNORED, Case, Function, Inputs, Op, Registers
-from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, spread
+from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, scatter_rows
 
 
 def linear_distillation_reference(
@@ -81,7 +81,7 @@ def linear_distillation(
             hidden_MD.index_select(0, rows_R), weight_VD, teacher_hidden_ME.index_select(0, rows_R),
             teacher_weight_VE, labels_M[rows_R], alpha, temperature, ignore_index, chunk_size,
         )  # fmt: skip
-        loss_M, ce_M, kl_M = (spread(loss_R, rows_R, len(labels_M)) for loss_R in losses)
+        loss_M, ce_M, kl_M = (scatter_rows(loss_R, rows_R, len(labels_M)) for loss_R in losses)
         return loss_M, ce_M, kl_M
     options = (labels_M, alpha, temperature, ignore_index, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):

@@ -20,7 +20,7 @@ from . import backend
 from .form import Form
 from .linear_loss import build_head
 from .op import BOTH, IGNORED, Case, Function, Goal, Inputs, Op, Registers, Rival
-from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, spread
+from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, scatter_rows
 
 
 def linear_kl_reference(
@@ -80,7 +80,7 @@ def linear_kl(
             hidden_MD.index_select(0, rows_R), weight_VD, teacher_hidden_ME.index_select(0, rows_R),
             teacher_weight_VE, temperature, None, chunk_size, uniform_grad,
         )  # fmt: skip
-        return spread(loss_R, rows_R, num_tokens)
+        return scatter_rows(loss_R, rows_R, num_tokens)
     options = (is_counted_M, temperature, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
         if uniform_grad or not weight_VD.requires_grad:

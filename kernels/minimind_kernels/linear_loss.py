@@ -17,7 +17,7 @@ from . import backend
 from .cross_entropy import cross_entropy_grad, cross_entropy_loss
 from .loss_rivals import cross_entropy_rivals, log_prob_rivals
 from .op import BOTH, IGNORED, Case, Goal, Inputs, Op, Registers
-from .token_chunks import EarlyGrads, TokenChunks, common_grad, rows_worth_gathering, spread
+from .token_chunks import EarlyGrads, TokenChunks, common_grad, rows_worth_gathering, scatter_rows
 
 MAX_KEPT_BYTES = 256 << 20
 """The most bytes of logits that a loss with any gradient keeps for its backward: those of 16,384
@@ -73,7 +73,7 @@ def linear_cross_entropy(
             hidden_MD.index_select(0, rows_R), weight_VD, labels_M[rows_R], ignore_index,
             chunk_size, uniform_grad, max_kept_bytes,
         )  # fmt: skip
-        return spread(loss_R, rows_R, len(labels_M))
+        return scatter_rows(loss_R, rows_R, len(labels_M))
     inputs = (hidden_MD, weight_VD, labels_M, ignore_index, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
         if uniform_grad or not weight_VD.requires_grad:

@@ -24,7 +24,7 @@ from .linear_loss import (
     linear_log_prob,
 )
 from .op import IGNORED, Case, Inputs, Op
-from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, spread
+from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, scatter_rows
 
 Rows = slice | Tensor
 """An index of some of M tokens for a tensor [M]: a slice, or an int64 tensor."""
@@ -89,7 +89,9 @@ def linear_token_loss(
             hidden_MD.index_select(0, rows_R), weight_VD, ids_M[rows_R],
             lambda log_prob_C, rows: token_loss(log_prob_C, rows_R[rows]), ignore_index, chunk_size,
         )  # fmt: skip
-        return spread(loss_R, rows_R, len(ids_M)), spread(log_prob_R, rows_R, len(ids_M))
+        return scatter_rows(loss_R, rows_R, len(ids_M)), scatter_rows(
+            log_prob_R, rows_R, len(ids_M)
+        )
     return _TokenLoss.apply(hidden_MD, weight_VD, ids_M, token_loss, ignore_index, chunk_size)
 
 

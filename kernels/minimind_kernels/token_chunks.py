@@ -160,7 +160,7 @@ def rows_worth_gathering(is_counted_M: Tensor, in_triton: bool) -> Tensor | None
     return is_counted_M.nonzero().squeeze(1)
 
 
-def spread(loss_R: Tensor, rows_R: Tensor, num_tokens: int) -> Tensor:
+def scatter_rows(loss_R: Tensor, rows_R: Tensor, num_tokens: int) -> Tensor:
     """Gives the losses of all tokens from those of some rows: 0 in the others."""
     return loss_R.new_zeros(num_tokens).index_put((rows_R,), loss_R)
 

@@ -110,7 +110,8 @@ def _distillation_body(
     )
     is_ignored_C = labels_C == ignored
     label_log_prob_C = label_logits(log_prob_CV, labels_C)
-    divergence_C = (teacher_CV.exp() * (teacher_CV - student_CV)).sum(dim=-1)
+    teacher_prob_CV = teacher_CV.exp()
+    divergence_C = (teacher_prob_CV * (teacher_CV - student_CV)).sum(dim=-1)
     divergence_C = torch.where(label_log_prob_C.isnan(), torch.nan, divergence_C)
     ce_C.copy_(torch.where(is_ignored_C, 0.0, -label_log_prob_C))
     kl_C.copy_(torch.where(is_ignored_C, 0.0, divergence_C))
@@ -119,7 +120,7 @@ def _distillation_body(
         is_label_CV = columns_V == labels_C.unsqueeze(1)
         probs_CV = log_prob_CV.exp()
         grad_CV = alpha * torch.where(is_label_CV, probs_CV - 1, probs_CV)
-        grad_CV = grad_CV + (1 - alpha) * temperature * (student_CV.exp() - teacher_CV.exp())
+        grad_CV = grad_CV + (1 - alpha) * temperature * (student_CV.exp() - teacher_prob_CV)
         grad_CV = torch.where(label_log_prob_C.isnan().unsqueeze(1), torch.nan, grad_CV)
         logits_CV.copy_(torch.where(is_ignored_C.unsqueeze(1), 0.0, grad_CV))
 

@@ -85,13 +85,12 @@ def linear_token_loss(
     in_triton = backend.use_triton("linear_token_loss", hidden_MD, weight_VD)
     rows_R = rows_worth_gathering(is_counted_M, in_triton)
     if rows_R is not None:
-        loss_R, log_prob_R = linear_token_loss(
+        results = linear_token_loss(
             hidden_MD.index_select(0, rows_R), weight_VD, ids_M[rows_R],
             lambda log_prob_C, rows: token_loss(log_prob_C, rows_R[rows]), ignore_index, chunk_size,
         )  # fmt: skip
-        return scatter_rows(loss_R, rows_R, len(ids_M)), scatter_rows(
-            log_prob_R, rows_R, len(ids_M)
-        )
+        loss_M, log_prob_M = (scatter_rows(x_R, rows_R, len(ids_M)) for x_R in results)
+        return loss_M, log_prob_M
     return _TokenLoss.apply(hidden_MD, weight_VD, ids_M, token_loss, ignore_index, chunk_size)
 
 

@@ -158,12 +158,10 @@ def _add_adapters(
 ) -> Tensor:
     """Adds z·Bᵀ to y, for each spec in the columns that its part has in the expert's output."""
     pieces: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-    start = 0
-    for spec, _, b_OR in split_parts(specs, all_a, all_b):
+    for spec, ranks, _, b_OR in split_parts(specs, all_a, all_b):
         first = spec.part.rows.start % num_rows
-        of_spec = z_PR[:, start : start + spec.rank], b_OR
-        pieces.setdefault((first, first + spec.part.num_rows), []).append(of_spec)
-        start += spec.rank
+        columns = first, first + spec.part.num_rows
+        pieces.setdefault(columns, []).append((z_PR[:, ranks], b_OR))
     for (first, stop), found in pieces.items():
         z, b = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         y_PO = y_PO + F.pad(F.linear(z, b), (first, y_PO.shape[1] - stop))

@@ -82,8 +82,8 @@ class Inputs:
         """Gives weights that keep the size of the values they multiply."""
         return self.leaf(*shape, scale=shape[-1] ** -0.5)
 
-    def arange(self, *bounds: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.arange(*bounds, device=self.device, dtype=dtype)
+    def arange(self, *bounds: int) -> Tensor:
+        return torch.arange(*bounds, device=self.device)
 
     def labels(self, ignored: str = "none") -> Tensor:
         """Gives an id of the vocabulary for each token, or -100 for the share `ignored` of them:

@@ -232,7 +232,10 @@ def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, scale: float) -> Tensor
     # One cached mask, of the largest size, serves all buckets.
     bias = _causal_bias(FLASH_FROM - 1, q.dtype, q.device)[:length, :length]
     bias = bias.repeat(q.shape[1] // length, 1)
-    return torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), dim=-1)
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+    # A softmax to bf16 takes up to twice as long where 32 does not divide the length.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
 
 
 class _BucketAttention(torch.autograd.Function):

@@ -155,5 +155,6 @@ def test_torchrun_starts_a_run_again_and_it_resumes_itself(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "resumed    from step 4 of" in done.stderr
+    # Step 4 may still have been on its way to the disk.
+    assert re.search(r"resumed    from step [24] of", done.stderr), done.stderr
     assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")

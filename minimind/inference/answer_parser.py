@@ -171,3 +171,9 @@ def _read_call(body: str) -> ToolCall | None:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
     return ToolCall(f"call_{uuid.uuid4().hex[:24]}", name, written)
+
+
+def opens_reasoning(prompt_tail: str) -> bool:
+    """Tells whether the prompt that ends in `prompt_tail` has opened a thinking block and not
+    closed it."""
+    return prompt_tail.rfind(THINK) > prompt_tail.rfind(END_THINK)

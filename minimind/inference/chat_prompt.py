@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from minimind.config.tags import END_THINK, THINK
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
+from minimind.inference.answer_parser import opens_reasoning
 
 _TAIL = 32
 """The last tokens of a prompt that are searched; all that the template writes after the last turn
@@ -63,5 +63,4 @@ def chat_prompt(
     tail = ids if continues else ids[-_TAIL:]
     ends = [at for at, id in enumerate(tail) if id == tokenizer.eos_id]
     opening = tail[ends[-1] + 1 :] if ends else tail
-    text = tokenizer.decode(opening)
-    return ChatPrompt(ids, in_reasoning=text.rfind(THINK) > text.rfind(END_THINK))
+    return ChatPrompt(ids, opens_reasoning(tokenizer.decode(opening)))

@@ -175,8 +175,8 @@ class _KL(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_M):
         *tensors, is_counted_M = ctx.saved_tensors
-        factor_M, wanted = grad_M * is_counted_M, ctx.needs_input_grad[:2]
-        _, chunks = _loss_chunks(*tensors, factor_M, *ctx.options, wanted=wanted)
+        inputs = (*tensors, grad_M * is_counted_M, *ctx.options)
+        _, chunks = _loss_chunks(*inputs, wanted=ctx.needs_input_grad[:2])
         return *chunks.grads(), *(None,) * 5
 
 

@@ -43,7 +43,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
         )
     if backend.inlines("swiglu", gate_up):
         return swiglu_reference(gate_up)
-    return _SwiGLU.apply(gate_up)
+    if torch.is_grad_enabled() and gate_up.requires_grad:
+        return _SwiGLU.apply(gate_up)
+    return shaped(swiglu_forward(as_rows(gate_up)), gate_up)
 
 
 def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def linear_distillation(
     in_triton = backend.use_triton("linear_distillation", *inputs)
     if torch.compiler.is_compiling() and not in_triton:
         return linear_distillation_reference(*inputs, labels_M, alpha, temperature, ignore_index)
-    rows_R = rows_worth_gathering(labels_M != ignore_index, in_triton)
+    rows_R = rows_worth_gathering(labels_M, ignore_index, in_triton)
     if rows_R is not None:
         losses = linear_distillation(
             hidden_MD.index_select(0, rows_R), weight_VD, teacher_hidden_ME.index_select(0, rows_R),

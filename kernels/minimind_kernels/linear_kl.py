@@ -74,7 +74,7 @@ def linear_kl(
         return linear_kl_reference(*inputs, temperature, is_counted_M)
     if is_counted_M is None:
         is_counted_M = torch.ones(num_tokens, dtype=torch.bool, device=hidden_MD.device)
-    rows_R = rows_worth_gathering(is_counted_M, in_triton)
+    rows_R = rows_worth_gathering(is_counted_M, False, in_triton)
     if rows_R is not None:
         loss_R = linear_kl(
             hidden_MD.index_select(0, rows_R), weight_VD, teacher_hidden_ME.index_select(0, rows_R),

@@ -67,7 +67,7 @@ def linear_cross_entropy(
     in_triton = backend.use_triton("linear_cross_entropy", hidden_MD, weight_VD)
     if torch.compiler.is_compiling() and not in_triton:
         return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
-    rows_R = rows_worth_gathering(labels_M != ignore_index, in_triton)
+    rows_R = rows_worth_gathering(labels_M, ignore_index, in_triton)
     if rows_R is not None:
         loss_R = linear_cross_entropy(
             hidden_MD.index_select(0, rows_R), weight_VD, labels_M[rows_R], ignore_index,

@@ -77,13 +77,12 @@ def linear_token_loss(
     another shape than log_prob_C or no derivative.
     """
     check_linear_loss(hidden_MD, weight_VD, ids_M)
-    is_counted_M = ids_M != ignore_index
     want_grad = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
     if torch.compiler.is_compiling() or not want_grad:
         log_prob_M = linear_log_prob(hidden_MD, weight_VD, ids_M, ignore_index, chunk_size)
-        return _apply(token_loss, log_prob_M, is_counted_M)
+        return _apply(token_loss, log_prob_M, ids_M != ignore_index)
     in_triton = backend.use_triton("linear_token_loss", hidden_MD, weight_VD)
-    rows_R = rows_worth_gathering(is_counted_M, in_triton)
+    rows_R = rows_worth_gathering(ids_M, ignore_index, in_triton)
     if rows_R is not None:
         results = linear_token_loss(
             hidden_MD.index_select(0, rows_R), weight_VD, ids_M[rows_R],

@@ -150,11 +150,13 @@ class TokenChunks:
         return self._hidden_MD[rows].to(self._dtype)
 
 
-def rows_worth_gathering(is_counted_M: Tensor, in_triton: bool) -> Tensor | None:
-    """Gives the indices of the counted tokens where the others are worth leaving out of the
-    products: on a CPU, where counting them waits for nothing. None where all are to be computed."""
-    if in_triton or is_counted_M.is_cuda:
+def rows_worth_gathering(labels_M: Tensor, ignored: int, in_triton: bool) -> Tensor | None:
+    """Gives the indices of the tokens whose label is not `ignored` where the others are worth
+    leaving out of the products: on a CPU, where counting them waits for nothing. None where all are
+    to be computed."""
+    if in_triton or labels_M.is_cuda:
         return None
+    is_counted_M = labels_M != ignored
     if is_counted_M.sum() >= _WORTH_GATHERING * len(is_counted_M):
         return None
     return is_counted_M.nonzero().squeeze(1)

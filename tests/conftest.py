@@ -12,6 +12,9 @@ import pytest
 # Compiling the CPU code of the kernels would cost more than the tests; tests/kernels asks for it
 # where it is what is tested.
 os.environ.setdefault("MINIMIND_COMPILE", "0")
+# Folders that tests write are read, and nothing is looked up elsewhere.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
 from minimind_kernels import backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,8 +16,13 @@ V = tokenizer().vocab_size
 STEP = {"type": "string", "maxLength": 4}
 
 
+@functools.cache
+def compiler(vocab_size: int) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer(), vocab_size)
+
+
 def compiled(form: AnswerForm, vocab_size: int = V) -> Grammar:
-    return GrammarCompiler(tokenizer(), vocab_size).compile(form.text(tokenizer()))
+    return compiler(vocab_size).compile(form.text(tokenizer()))
 
 
 def takes(rules: dict[str, Any], text: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,7 @@ from torch import Tensor
 from minimind.model.state_dict import load_hf_folder, split_fused
 from minimind.model.transformer import Transformer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-
 (IDS,) = random_documents([40])
-
-
-def named(model: Transformer) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters()}
 
 
 def logits_in(folder: Path) -> Tensor:
@@ -35,14 +27,18 @@ def logits_in(folder: Path) -> Tensor:
         return logits_of(model.eval(), pack([[IDS]]))
 
 
-def transformers_logits(folder: Path) -> Tensor:
-    """Of the model that `transformers` reads there; every tensor must find its place."""
+def transformers_model(folder: Path) -> Any:
+    """As `transformers` reads it; every tensor must find its place."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
+    return model.eval()
+
+
+def transformers_logits(folder: Path) -> Tensor:
     with torch.no_grad():
-        return model.eval()(torch.tensor([IDS])).logits[0]
+        return transformers_model(folder)(torch.tensor([IDS])).logits[0]
 
 
 def assert_gradients_of_hf(model: Transformer, loss: Tensor, hf_model: Any) -> None:

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from kernel_rows import typical_row
 from minimind_kernels import OPS
-from minimind_kernels.op import ODD, Case, Op
+from minimind_kernels.op import ODD, Case, Inputs, Op
 from minimind_kernels.triton_impl import launch
 from torch import Tensor
 
@@ -42,8 +42,7 @@ LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {"odd rows": odd_rows, "turn
 
 def cases_of(op: Op) -> Iterator[tuple[str, Case]]:
     """Aligned and contiguous, then odd sizes laid out in each way, then no row at all."""
-    for case in op.cases(ALIGNED, 48, torch.float16, "cpu"):
-        yield "aligned", case
+    yield "aligned", op.build(Inputs(ALIGNED, 48, torch.float16, "cpu"))
     row = typical_row(op)
     for name, lay_out in LAYOUTS.items():
         case = op.tested_case(torch.bfloat16, "cpu", **row)
@@ -52,13 +51,6 @@ def cases_of(op: Op) -> Iterator[tuple[str, Case]]:
     (key,) = (name for name in row if name.split()[0] == "tokens")
     row[key] = next(v for v in op.tested[key] if (v[0] if isinstance(v, tuple) else v) == 0)
     yield "no rows", op.tested_case(torch.bfloat16, "cpu", **row)
-
-
-def run(case: Case) -> None:
-    """Forward and backward."""
-    outputs = case.ours(*case.inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
 
 def main(arch: str) -> int:
@@ -77,10 +69,10 @@ def main(arch: str) -> int:
                 asked.clear()
                 before = launches.value
                 try:
-                    run(case)
+                    case.run()
                     made = launches.value - before
                     with mock.patch.object(launch, "_watcher", note):
-                        run(case)
+                        case.run()
                 except Exception as error:
                     problems.append(f"{op.name}, {name}: {type(error).__name__}: {error}")
                     continue

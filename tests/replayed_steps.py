@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from grammars import compiled
 from small_engines import request, tokenizer
 from small_models import random_documents, small_config
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch import Tensor
 from minimind.inference import batch_settings, decode_graphs, device_sampler, model_runner, sampler
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.decode_graphs import DecodeGraphs
-from minimind.inference.grammar import GrammarCompiler
 from minimind.inference.grammar_texts import AnswerForm, regex_rules
 from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.request import Completion, GenerationRequest
@@ -48,8 +48,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 2.0, "logprobs": 5, "tempered_logprobs": True},
 ]
 
-HELD = GrammarCompiler(tokenizer(), small_config().vocab_size).compile(
-    AnswerForm(content=regex_rules("[!-~]{0,9}(#[!-~]{12})?")).text(tokenizer())
+HELD = compiled(
+    AnswerForm(content=regex_rules("[!-~]{0,9}(#[!-~]{12})?")), small_config().vocab_size
 )
 FORMS: list[dict[str, Any]] = [
     {"grammar": HELD, "temperature": 1.0, "top_p": 0.9},

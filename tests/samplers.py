@@ -14,6 +14,7 @@ from minimind.inference import filters
 from minimind.inference.batch_settings import BatchSettings
 from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.generation import Generation
+from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.sampler import Sampler
 from minimind.inference.sampling import SamplingParams
 
@@ -44,20 +45,29 @@ class Opened:
     """A sampler with a sequence in each slot."""
 
     def __init__(
-        self, settings: Sequence[SamplingParams], prompt: Sequence[int], sampler: Sampler
+        self, sampler: Sampler, settings: Sequence[SamplingParams], prompt: Sequence[int] = (3,)
     ) -> None:
-        self._sampler, self._prompt = sampler, prompt
-        self._generations: dict[int, Generation] = {}
+        self.sampler, self._prompt = sampler, prompt
+        self.batch: list[Generation] = []
         for slot, one in enumerate(settings):
-            self.open(slot, one)
+            self.batch.append(generation_in(slot, one, prompt))
+            sampler.open(self.batch[slot])
 
-    def open(self, slot: int, p: SamplingParams) -> None:
-        self._generations[slot] = generation_in(slot, p, self._prompt)
-        self._sampler.open(self._generations[slot])
+    def reopen(self, slot: int) -> None:
+        """Begins the sequence of a slot again."""
+        self.batch[slot] = generation_in(slot, self.batch[slot].request.params, self._prompt)
+        self.sampler.open(self.batch[slot])
 
-    def choose(self, logits_BV: Tensor, slots: Sequence[int]) -> list[int]:
-        batch = [self._generations[slot] for slot in slots]
-        return [token for _, token, _ in self._sampler.sample(logits_BV, batch).read()]
+    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> list[Any]:
+        return read(self.sampler.sample(logits_BV, [self.batch[slot] for slot in slots]))
+
+    def choose(self, logits_BV: Tensor, slots: Sequence[int] = (0,)) -> list[int]:
+        return [token for _, token, _ in self.sample(logits_BV, slots)]
+
+
+def read(pending: PendingTokens) -> list[Any]:
+    """By slots, since each sampler has sequences of its own."""
+    return [(one.slot, token, logprob) for one, token, logprob in pending.read()]
 
 
 def sampler_of(
@@ -66,11 +76,7 @@ def sampler_of(
     kind: type[Sampler] = Sampler,
     vocab: int = V,
 ) -> Opened:
-    return Opened(settings, prompt, kind(len(settings), vocab, CPU))
-
-
-def choose(sampler: Opened, logits_BV: Tensor, slots: Sequence[int]) -> list[int]:
-    return sampler.choose(logits_BV, slots)
+    return Opened(kind(len(settings), vocab, CPU), settings, prompt)
 
 
 def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from small_models import logits_of, pack
@@ -13,7 +14,7 @@ from torch import Tensor
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.generation import Generation
-from minimind.inference.request import Completion, GenerationRequest
+from minimind.inference.request import Completion, Delta, GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.inference.text_stream import TextStream
 from minimind.model.transformer import Transformer
@@ -64,3 +65,16 @@ def check_greedy(model: Transformer, prompt: Sequence[int], completion: Completi
     best_T, best_ids_T = logits_TV.max(-1)
     assert (best_T - chosen_T).max() < 1e-4
     assert completion.ids == tuple(best_ids_T.tolist())
+
+
+def fail_a_step(engine: BatchEngine, model: Transformer) -> dict[int, str | None]:
+    """Takes a step in which the forward fails; gives how each request ended in it."""
+    with mock.patch.object(model, "decode", side_effect=RuntimeError("out of memory")):
+        return {delta.request_id: delta.finish_reason for delta in engine.step()}
+
+
+def run_to_the_end(engine: BatchEngine) -> list[Delta]:
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step()
+    return deltas

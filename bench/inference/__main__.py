@@ -151,13 +151,14 @@ def _measure_batch(
     for spec, own, more, memory in zip(specs, times, built, measured, strict=True):
         row = _build_row(spec, options.model, own) | more | memory
         row |= _compare(own, of_name.get("transformers"))
-        if spec.name != llama_cpp_row.NAME:
-            row |= _compare_llama_cpp(own, of_name.get(llama_cpp_row.NAME))
+        llama_cpp = of_name.get(llama_cpp_row.NAME)
+        if llama_cpp and spec.name != llama_cpp_row.NAME:
+            row |= _ratio("ratio_to_llama_cpp", own, llama_cpp)
+            row |= _ratio("first_token_to_llama_cpp", own, llama_cpp, of="first_token_s")
         if spec.name == "held":
             # No share of like sequences, but the price of the mask.
-            found = _ratio(own, of_name["minimind"]) if "minimind" in of_name else None
-            row |= {"same_sequences": None, "ratio_to_free": found and found["median"]}
-            row["ratio_to_free_error"] = found and found["standard_error"]
+            row["same_sequences"] = None
+            row |= _ratio("ratio_to_free", own, of_name.get("minimind"))
         rows.append(row)
     return rows
 
@@ -178,45 +179,34 @@ def _build_row(spec: InferenceSpec, model: str, times: Sequence[GenerationTime])
 def _compare(
     times: Sequence[GenerationTime], base: Sequence[GenerationTime] | None
 ) -> dict[str, Any]:
-    """Compares with the row of `transformers`: the ratio of decoding speeds taken in turns, and the
-    share of sequences with the same tokens to the end (near-ties decide the others, more in bf16).
-    """
+    """Compares with the row of `transformers`: the ratio of decoding speeds, and the share of
+    sequences with the same tokens to the end (near-ties decide the others, more in bf16)."""
+    ratio = _ratio("ratio_to_transformers", times, base, error="ratio_error")
     if base is None:
-        return dict.fromkeys(("ratio_to_transformers", "ratio_error", "same_sequences"))
-    ratio = _ratio(times, base)
+        return ratio | {"same_sequences": None}
     pairs = [
         ours == theirs
         for one, other in zip(times, base, strict=True)
         for ours, theirs in zip(one.ids, other.ids, strict=True)
     ]
-    return {
-        "ratio_to_transformers": ratio["median"],
-        "ratio_error": ratio["standard_error"],
-        "same_sequences": sum(pairs) / len(pairs),
-    }
+    return ratio | {"same_sequences": sum(pairs) / len(pairs)}
 
 
-def _compare_llama_cpp(
-    times: Sequence[GenerationTime], base: Sequence[GenerationTime] | None
-) -> dict[str, Any]:
-    """Compares with the row of llama.cpp: the ratios of decoding speeds and of first tokens' times,
-    taken in turns."""
+def _ratio(
+    name: str,
+    times: Sequence[GenerationTime],
+    base: Sequence[GenerationTime] | None,
+    *,
+    of: str = "decode_tokens_per_s",
+    error: str | None = None,
+) -> dict[str, float | None]:
+    """Gives the fields of a ratio to another row's figures, taken in turns, and of its error; None
+    where that row was not measured."""
+    names = name, error or f"{name}_error"
     if base is None:
-        return {}
-    ratio = _ratio(times, base)
-    first = harness.paired_ratio(*([one.first_token_s for one in row] for row in (times, base)))
-    return {
-        "ratio_to_llama_cpp": ratio["median"],
-        "ratio_to_llama_cpp_error": ratio["standard_error"],
-        "first_token_to_llama_cpp": first["median"],
-        "first_token_to_llama_cpp_error": first["standard_error"],
-    }
-
-
-def _ratio(times: Sequence[GenerationTime], base: Sequence[GenerationTime]) -> dict[str, Any]:
-    return harness.paired_ratio(
-        *([one.decode_tokens_per_s for one in row] for row in (times, base))
-    )
+        return dict.fromkeys(names)
+    found = harness.paired_ratio(*([getattr(one, of) for one in row] for row in (times, base)))
+    return dict(zip(names, (found["median"], found["standard_error"]), strict=True))
 
 
 def format_rows(rows: Sequence[Row]) -> str:

@@ -19,14 +19,14 @@ table, 2 bad usage.
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
+from minimind_kernels.op import OPS, PRESETS, Case, Inputs, Sizes, build_cases
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import harness
@@ -132,7 +132,7 @@ def count_case(case: Case) -> dict[str, Any]:
         ),
         _Operators() as operators,
     ):
-        compile_report.run_without_storage(case)
+        case.run()
     waiting = [name for name in operators.names if any(w in name for w in WAITING)]
     return {
         "launches": len(launches),
@@ -156,19 +156,15 @@ def _measure_preset(
 ) -> Iterator[dict[str, Any]]:
     from bench.kernels.timing import measure_case
 
-    names = [case.name for case in build_cases(sizes, 2, torch.float32, "meta")]
-    for index, name in enumerate(names):
-
-        def build(index: int = index) -> Case:
-            cases = build_cases(sizes, tokens, getattr(torch, dtype), "cuda")
-            return next(itertools.islice(cases, index, None))
-
-        base = _row(build(), dtype)
-        pass_turn()
-        for row in measure_case(build, ceilings, compiled=compiled):
-            found = base | row | {"name": f"{name}.{row['direction']}"}
-            logger.info("%s", found)
-            yield found
+    for op in OPS.values():
+        if op.runs_in(sizes):
+            build = partial(op.build, Inputs(sizes, tokens, getattr(torch, dtype), "cuda"))
+            base = _row(build(), dtype)
+            pass_turn()
+            for row in measure_case(build, ceilings, compiled=compiled):
+                found = base | row | {"name": f"{base['name']}.{row['direction']}"}
+                logger.info("%s", found)
+                yield found
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:

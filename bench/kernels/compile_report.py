@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 import triton
 from minimind_kernels import OPS, backend, op
-from minimind_kernels.op import PRESETS, Case, Op, Registers, Sizes
+from minimind_kernels.op import PRESETS, Case, Inputs, Op, Registers, Sizes
 from minimind_kernels.triton_impl import config
 from minimind_kernels.triton_impl.launch import Watcher, watch
 from triton.compiler import ASTSource
@@ -108,8 +108,8 @@ def refused(target: str) -> list[Op]:
 def _cases(target: str, sizes: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     left_out = refused(target)
     for one in OPS.values():
-        if one not in left_out:
-            yield from one.cases(sizes, 4096, dtype, "meta")
+        if one.runs_in(sizes) and one not in left_out:
+            yield one.build(Inputs(sizes, 4096, dtype, "meta"))
 
 
 def check(report: list[Usage]) -> list[str]:
@@ -166,13 +166,6 @@ def launches_to(watcher: Watcher, device: config.Device) -> Iterator[None]:
         yield
 
 
-def run_without_storage(case: Case) -> None:
-    """Runs forward and backward on meta tensors."""
-    outputs = case.ours(*case.inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    torch.autograd.backward(outputs, [torch.empty_like(o) for o in outputs])
-
-
 def compile_cases(
     target: str,
     device: config.Device,
@@ -193,16 +186,16 @@ def compile_cases(
 
     with launches_to(record, device):
         for case in cases:
-            run_without_storage(case)
+            case.run()
     for key, (source, num_warps, name) in sources.items():
         options = {"num_warps": num_warps}
         compiled: Any = triton.compile(source, target=TARGETS[target].gpu, options=options)
-        registers, spills = _read(compiled, target)
+        registers, spills, structure = _read(compiled, target, reads=reads)
         shared = compiled.metadata.shared
         usage = Usage(
             name, target, str(dtype).removeprefix("torch."), registers, shared, spills,
             blocks=TARGETS[target].blocks(registers, shared, num_warps),
-            structure=_read_structure(compiled, target) if reads else None,
+            structure=structure,
         )  # fmt: skip
         yield (*key, name), usage
 
@@ -237,17 +230,12 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def _read(compiled: Any, target: str) -> tuple[int, int]:
-    """Gives (registers a thread, spills) of a compiled kernel."""
+def _read(compiled: Any, target: str, *, reads: bool) -> tuple[int, int, Structure | None]:
+    """Gives registers a thread, spills and, with `reads`, the structure of a compiled kernel."""
     if target.startswith("gfx"):
         text = compiled.asm["amdgcn"]
         spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)
         (registers,) = re.findall(r"\.vgpr_count:\s*(\d+)", text)
-        return int(registers), sum(map(int, spills))
-    return resource_usage(compiled.asm["cubin"])
-
-
-def _read_structure(compiled: Any, target: str) -> Structure:
-    if target.startswith("gfx"):
-        return read_amdgcn(compiled.asm["amdgcn"])
-    return read_cubin(compiled.asm["cubin"])
+        return int(registers), sum(map(int, spills)), read_amdgcn(text) if reads else None
+    cubin = compiled.asm["cubin"]
+    return *resource_usage(cubin), read_cubin(cubin) if reads else None

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from minimind_kernels.op import ODD, Case, build_cases
+from minimind_kernels.op import ODD, build_cases
 
 from minimind.runtime.devices import find_device
 
@@ -37,20 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for sizes in SIZES:
             cases = build_cases(sizes, options.tokens, _DTYPES[dtype], str(device.torch_device))
             for case in cases:
-                run(case)
+                case.run()
                 if device.kind == "gpu":
                     torch.cuda.synchronize(device.torch_device)
                 norms = ", QK norm" if sizes.qk_norm else ""
                 print(f"{case.name} {dtype}{norms}: ran on {device.name}", flush=True)
     return 0
-
-
-def run(case: Case) -> None:
-    """Runs forward, and backward from gradients of one, which are valid for cases with
-    `uniform_grad`, too."""
-    outputs = case.ours(*case.inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
 
 if __name__ == "__main__":

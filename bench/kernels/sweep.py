@@ -17,8 +17,9 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ _BOUNDS = {
     "elements": (256, 16384), "num_warps": (1, 16), "programs": (1, 16),
     "rows": (32, 256), "columns": (32, 256), "depth": (32, 128), "stages": (2, 6),
 }  # fmt: skip
+_USED = ("registers", "shared_bytes", "spills")
 _BETTER = 0.99
 """A tile is gone on from where it takes at most this share of the time: noise is about half."""
 
@@ -50,15 +52,8 @@ class TriedDevice(config.Device):
     entry: str
     tried: Tile | ProductTile
 
-    def tile(self, tiles: Tiles[Tile]) -> Tile:
-        if tiles.name == self.entry and isinstance(self.tried, Tile):
-            return self.tried
-        return super().tile(tiles)
-
-    def product_tile(self, tiles: Tiles[ProductTile], dtype: torch.dtype) -> ProductTile:
-        if tiles.name == self.entry and isinstance(self.tried, ProductTile):
-            return self.tried
-        return super().product_tile(tiles, dtype)
+    def tile(self, tiles: Tiles[Any], dtype: torch.dtype | None = None) -> Any:
+        return self.tried if tiles.name == self.entry else super().tile(tiles, dtype)
 
 
 @dataclass(frozen=True)
@@ -67,13 +62,9 @@ class _AskedDevice(config.Device):
 
     asked: list[Tiles[Any]] = field(default_factory=list)
 
-    def tile(self, tiles: Tiles[Tile]) -> Tile:
+    def tile(self, tiles: Tiles[Any], dtype: torch.dtype | None = None) -> Any:
         self.asked.append(tiles)
-        return super().tile(tiles)
-
-    def product_tile(self, tiles: Tiles[ProductTile], dtype: torch.dtype) -> ProductTile:
-        self.asked.append(tiles)
-        return super().product_tile(tiles, dtype)
+        return super().tile(tiles, dtype)
 
 
 @dataclass(slots=True)
@@ -85,15 +76,11 @@ class Entry:
     """The name in the compile report."""
     direction: str
     op: Op
-    runs: list[tuple[Sizes, Mapping[str, Any]]] = field(default_factory=list)
-    """Sizes and options of the cases of `op` in which it is asked for."""
+    sizes: list[Sizes] = field(default_factory=list)
+    """The sizes at which `op` asks for it."""
 
-    def build(self, sizes: Sizes, options: Mapping[str, Any], tokens: int, device: str) -> Case:
-        return self.op.build(Inputs(sizes, tokens, torch.bfloat16, device), **options)
-
-    def tile_on(self, device: config.Device) -> Tile | ProductTile:
-        """Gives the entry's present tile, in 16 bits."""
-        return self.tiles.on(device.arch)
+    def build(self, sizes: Sizes, tokens: int, device: str) -> Case:
+        return self.op.build(Inputs(sizes, tokens, torch.bfloat16, device))
 
 
 def find_entries() -> dict[str, Entry]:
@@ -101,18 +88,15 @@ def find_entries() -> dict[str, Entry]:
     which direction a tile is asked for, and which kernel is launched with it."""
     found: dict[str, Entry] = {}
     for op in OPS.values():
-        for sizes in PRESETS if op.tiles else ():
-            for options in op.timed if sizes.experts or not op.needs_experts else ():
-                case = op.build(Inputs(sizes, 4096, torch.bfloat16, "meta"), **options)
-                forward = [tiles.name for tiles, _ in _launched(lambda c=case: c.ours(*c.inputs))]
-                for tiles, kernel in _launched(
-                    lambda c=case: compile_report.run_without_storage(c)
-                ):
-                    if tiles.name in op.tiles:
-                        way = "forward" if tiles.name in forward else "backward"
-                        entry = found.setdefault(tiles.name, Entry(tiles, kernel, way, op))
-                        if (sizes, options) not in entry.runs:
-                            entry.runs.append((sizes, options))
+        for sizes in filter(op.runs_in, PRESETS) if op.tiles else ():
+            case = op.build(Inputs(sizes, 4096, torch.bfloat16, "meta"))
+            forward = [tiles.name for tiles, _ in _launched(lambda c=case: c.ours(*c.inputs))]
+            for tiles, kernel in _launched(case.run):
+                if tiles.name in op.tiles:
+                    way = "forward" if tiles.name in forward else "backward"
+                    entry = found.setdefault(tiles.name, Entry(tiles, kernel, way, op))
+                    if sizes not in entry.sizes:
+                        entry.sizes.append(sizes)
     return found
 
 
@@ -181,7 +165,7 @@ def descend(
         """Gives the tile's time over that of the entry, a mean over the presets; infinity where it
         fails."""
         if tile not in measured:
-            tried = TriedDevice(**_fields(device), entry=entry.tiles.name, tried=tile)
+            tried = TriedDevice(device.arch, device.num_multiprocessors, entry.tiles.name, tile)
             times = _time_presets(entry, tried, options.tokens)
             first = next(iter(measured.values()))["median_us"] if measured else times
             ratio = float("inf")
@@ -191,7 +175,7 @@ def descend(
             logger.info("%s %s: %.3f", entry.tiles.name, tile, ratio)
         return measured[tile]["ratio_to_entry"]
 
-    best = start = entry.tile_on(device)
+    best = start = entry.tiles.on(device.arch)
     least, moved = take(best), True
     while moved:
         moved = False
@@ -211,11 +195,11 @@ def descend(
 def compile_near(entry: Entry, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Gives the usage of the entry and its neighbours, compiled for `--arch`."""
     target = compile_report.TARGETS[options.arch].device
-    start = entry.tile_on(target)
+    start = entry.tiles.on(options.arch)
     rows = []
     for tile in dict.fromkeys((start, *entry.tiles.candidates, *neighbours(start))):
-        device = TriedDevice(**_fields(target), entry=entry.tiles.name, tried=tile)
-        cases = [entry.build(*run, 4096, "meta") for run in entry.runs]
+        device = TriedDevice(target.arch, target.num_multiprocessors, entry.tiles.name, tile)
+        cases = [entry.build(sizes, 4096, "meta") for sizes in entry.sizes]
         usages = [
             usage
             for _, usage in compile_report.compile_cases(
@@ -223,14 +207,12 @@ def compile_near(entry: Entry, options: argparse.Namespace) -> list[dict[str, An
             )
             if usage.kernel == entry.kernel
         ]
-        used = {f: max(getattr(u, f) for u in usages) for f in ("registers", "shared_bytes")}
-        spills = max(u.spills for u in usages)
+        used = {f: max(getattr(u, f) for u in usages) for f in _USED}
         rows.append({
             "name": entry.tiles.name, "arch": options.arch, "tile": repr(tile),
             "is_entry": tile == start, "is_best": False, "median_us": None, **used,
-            "spills": spills,
         })  # fmt: skip
-        logger.info("%s %s: %s, spills %d", entry.tiles.name, tile, used, spills)
+        logger.info("%s %s: %s", entry.tiles.name, tile, used)
     return rows
 
 
@@ -242,10 +224,9 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
         return "\n".join(lines)
     header = ("tile", "registers", "shared bytes", "spills", "median µs")
     cells = [
-        (f"{row['name']} {row['tile']}", *(str(row[f]) for f in ("registers", "shared_bytes")),
-         str(row["spills"]), "not measured")
+        (f"{row['name']} {row['tile']}", *(str(row[f]) for f in _USED), harness.NOT_MEASURED)
         for row in rows
-    ]  # fmt: skip
+    ]
     return harness.format_table(header, cells)
 
 
@@ -255,26 +236,18 @@ def _choose(text: str | None) -> list[Entry]:
     return [entries[name] for name in names]
 
 
-def _fields(device: config.Device) -> dict[str, Any]:
-    return {"arch": device.arch, "num_multiprocessors": device.num_multiprocessors}
-
-
 def _time_presets(entry: Entry, device: config.Device, tokens: int) -> dict[str, float]:
     """Gives the median µs by preset; nothing where the tile does not fit the GPU."""
     from bench.kernels.timing import build_sets, directions, own_stream, time_calls
 
     times: dict[str, float] = {}
-    for run in entry.runs:
-
-        def build(run: tuple[Sizes, Mapping[str, Any]] = run) -> Case:
-            return entry.build(*run, tokens, "cuda")
-
+    for sizes in entry.sizes:
         try:
             with laid_out_for(device), own_stream():
-                sets = build_sets(build)
+                sets = build_sets(partial(entry.build, sizes, tokens, "cuda"))
                 ways = directions(sets[0], [(case.ours, case.inputs) for case in sets])
                 calls = dict(ways)[entry.direction]
-                times[run[0].preset] = time_calls(calls)["median_us"]
+                times[sizes.preset] = time_calls(calls)["median_us"]
         except Exception as error:  # Triton has an error of its own for each way not to fit.
             logger.info("%s: %s", type(error).__name__, str(error).splitlines()[0])
             return {}

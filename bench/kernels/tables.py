@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from minimind_kernels import OPS
-from minimind_kernels.op import PRESETS, Op, Sizes
+from minimind_kernels.op import PRESETS, Op
 
 from bench.harness import format_table
 from bench.results import Results
@@ -51,16 +51,12 @@ def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return format_table(header, lines)
 
 
-def _presets(op: Op) -> list[Sizes]:
-    return [sizes for sizes in PRESETS if sizes.experts or not op.needs_experts]
-
-
 def _sizes(op: Op) -> str:
     """Names the sizes in which the presets differ for this operation."""
     texts = []
     for title_and_form in op.compiled_for:
         title, _, form = title_and_form.partition(" ")
-        found = [form.format(**asdict(sizes)) for sizes in _presets(op)]
+        found = [form.format(**asdict(sizes)) for sizes in filter(op.runs_in, PRESETS)]
         distinct = dict.fromkeys(found) if op.needs_experts else sorted(set(found))
         texts.append(f"{title} {', '.join(distinct)}")
     return "; ".join(texts)
@@ -69,7 +65,7 @@ def _sizes(op: Op) -> str:
 def _measured(op: Op, results: Results) -> str:
     """Gives the newest median of our forward and backward in bf16 at the first preset that has it,
     and the device."""
-    text, preset = "", _presets(op)[0].preset
+    text, preset = "", next(filter(op.runs_in, PRESETS)).preset
     for measured in results.oldest_first("kernels"):
         times = [
             f"{row['direction']} {row['median_us']:.0f} µs"

@@ -27,15 +27,12 @@ class Target(NamedTuple):
         if shared_bytes > self.block_bytes:
             return 0
         by_memory = self.multiprocessor_bytes // max(shared_bytes + self.reserved_bytes, 1)
+        registers = -(-max(registers, 1) // 8) * 8  # as they are handed out
         if self.gpu.backend == "hip":  # Four units with 512 registers a lane each.
-            warps = 4 * min(512 // _rounded_up(registers, 8), self.max_warps // 4)
+            warps = 4 * min(512 // registers, self.max_warps // 4)
         else:
-            warps = min(65536 // (_rounded_up(registers, 8) * 32) // 4 * 4, self.max_warps)
+            warps = min(65536 // (registers * 32) // 4 * 4, self.max_warps)
         return min(warps // num_warps, by_memory, self.max_blocks)
-
-
-def _rounded_up(number: int, step: int) -> int:
-    return -(-max(number, 1) // step) * step
 
 
 def _nvidia(

@@ -32,11 +32,6 @@ from torch import Tensor
 logger = logging.getLogger("minimind_kernels")
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_OTHER_FLOATS = {
-    dtype
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point
-}.difference(TRITON_DTYPES)
 
 _TRITON_FROM = (7, 5)
 """The oldest compute capability that Triton's bodies run on: CUDA 13's assembler supports none
@@ -180,7 +175,7 @@ def _why_not_triton(
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.dtype in _OTHER_FLOATS:
+        if tensor.dtype.is_floating_point and tensor.dtype not in TRITON_DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRITON_DTYPES)
             given = str(tensor.dtype).removeprefix("torch.")
             return f"{op} was given {given}, and its Triton body takes {allowed}"

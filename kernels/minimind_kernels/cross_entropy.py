@@ -19,20 +19,27 @@ def _loss_body(
     logits_CV: Tensor,
     labels_C: Tensor,
     loss_C: Tensor,
-    max_C: Tensor,
-    log_sum_C: Tensor,
+    max_C: Tensor | None,
+    log_sum_C: Tensor | None,
     *,
     ignored: int,
+    with_grad: bool,
 ) -> None:
-    """Writes the losses, and the two parts of the logsumexp: the maximum m, and the logarithm of Σ
-    exp(z - m). Kept apart, they give probabilities without the rounding of a large maximum."""
+    """Writes the losses. With `with_grad`, overwrites the logits with the gradient of the losses'
+    sum; without, writes the two parts of the logsumexp for a later gradient: the maximum m, and the
+    logarithm of Σ exp(z - m). Kept apart, they give probabilities without the rounding of a large
+    maximum."""
     wide_CV = logits_CV.to(loss_C.dtype)
     largest_C = wide_CV.amax(dim=-1)
     logs_C = (wide_CV - largest_C.unsqueeze(1)).exp().sum(dim=-1).log()
     losses_C = largest_C - label_logits(wide_CV, labels_C) + logs_C
     loss_C.copy_(torch.where(labels_C == ignored, 0.0, losses_C))
-    max_C.copy_(largest_C)
-    log_sum_C.copy_(logs_C)
+    if with_grad:
+        ones_C = torch.ones_like(loss_C)
+        _grad_body(logits_CV, labels_C, largest_C, logs_C, ones_C, ignored=ignored)
+    elif max_C is not None and log_sum_C is not None:
+        max_C.copy_(largest_C)
+        log_sum_C.copy_(logs_C)
 
 
 def _grad_body(
@@ -55,23 +62,10 @@ def _grad_body(
     logits_CV.copy_(torch.where(is_label_CV, probs_CV - 1, probs_CV) * factor_C1)
 
 
-def _loss_and_grad_body(
-    logits_CV: Tensor, labels_C: Tensor, loss_C: Tensor, *, ignored: int
-) -> None:
-    """Writes the losses; overwrites the logits with the gradient of their plain sum."""
-    max_C, log_sum_C = torch.empty_like(loss_C), torch.empty_like(loss_C)
-    _loss_body(logits_CV, labels_C, loss_C, max_C, log_sum_C, ignored=ignored)
-    _grad_body(logits_CV, labels_C, max_C, log_sum_C, torch.ones_like(loss_C), ignored=ignored)
-
-
 cross_entropy_loss = Form(
     "cross_entropy:cross_entropy_loss", _loss_body, num_row_tensors=5,
-    overwrites=("loss_C", "max_C", "log_sum_C"),
+    overwrites=("logits_CV", "loss_C", "max_C", "log_sum_C"),
 )  # fmt: skip
 cross_entropy_grad = Form(
     "cross_entropy:cross_entropy_grad", _grad_body, num_row_tensors=5, overwrites=("logits_CV",)
 )
-cross_entropy_loss_and_grad = Form(
-    "cross_entropy:cross_entropy_loss_and_grad", _loss_and_grad_body, num_row_tensors=3,
-    overwrites=("logits_CV", "loss_C"),
-)  # fmt: skip

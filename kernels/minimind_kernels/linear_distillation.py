@@ -19,10 +19,10 @@ from torch import Tensor
 from . import backend
 from .cross_entropy import label_logits
 from .form import Form
-from .linear_kl import build_teacher, check_teacher, linear_kl_reference, softmax_stats
+from .linear_kl import build_teacher, check_teacher, linear_kl_reference, log_softmax
 from .linear_loss import build_head, linear_cross_entropy_reference
 from .op import IGNORED, Case, Function, Inputs, Op, Registers
-from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
+from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, scatter_rows
 
 
 def linear_distillation_reference(
@@ -75,16 +75,13 @@ def linear_distillation(
     in_triton = backend.use_triton("linear_distillation", *inputs)
     if torch.compiler.is_compiling() and not in_triton:
         return linear_distillation_reference(*inputs, labels_M, alpha, temperature, ignore_index)
-    on_cpu = not (in_triton or hidden_MD.is_cuda)
-    if on_cpu and (labels_M != ignore_index).sum() < WORTH_GATHERING * len(labels_M):
-        rows = (labels_M != ignore_index).nonzero().squeeze(1)
+    rows_R = rows_worth_gathering(labels_M, ignore_index, in_triton)
+    if rows_R is not None:
         losses = linear_distillation(
-            hidden_MD.index_select(0, rows), weight_VD, teacher_hidden_ME.index_select(0, rows),
-            teacher_weight_VE, labels_M[rows], alpha, temperature, ignore_index, chunk_size,
+            hidden_MD.index_select(0, rows_R), weight_VD, teacher_hidden_ME.index_select(0, rows_R),
+            teacher_weight_VE, labels_M[rows_R], alpha, temperature, ignore_index, chunk_size,
         )  # fmt: skip
-        loss_M, ce_M, kl_M = (
-            loss.new_zeros(labels_M.shape).index_put((rows,), loss) for loss in losses
-        )
+        loss_M, ce_M, kl_M = (scatter_rows(loss_R, rows_R, len(labels_M)) for loss_R in losses)
         return loss_M, ce_M, kl_M
     options = (labels_M, alpha, temperature, ignore_index, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
@@ -92,34 +89,7 @@ def linear_distillation(
     return _loss_chunks(*inputs, *options)[0]
 
 
-def _loss_body(
-    logits_CV: Tensor,
-    teacher_logits_CV: Tensor,
-    labels_C: Tensor,
-    ce_C: Tensor,
-    kl_C: Tensor,
-    *,
-    temperature: float,
-    ignored: int,
-) -> None:
-    """Writes cross-entropies and divergences, 0 where the label is ignored."""
-    wide_CV, max_C1, log_sum_C1 = softmax_stats(logits_CV, 1.0)
-    label_logit_C = label_logits(wide_CV, labels_C)
-    entropy_C = max_C1.squeeze(1) - label_logit_C + log_sum_C1.squeeze(1)
-    log_prob_CV, teacher_log_prob_CV = (
-        scaled_CV - max_C1 - log_sum_C1
-        for scaled_CV, max_C1, log_sum_C1 in (
-            softmax_stats(logits_CV, temperature),
-            softmax_stats(teacher_logits_CV, temperature),
-        )
-    )
-    divergence_C = (teacher_log_prob_CV.exp() * (teacher_log_prob_CV - log_prob_CV)).sum(dim=-1)
-    divergence_C = torch.where(label_logit_C.isnan(), torch.nan, divergence_C)
-    ce_C.copy_(torch.where(labels_C == ignored, 0.0, entropy_C))
-    kl_C.copy_(torch.where(labels_C == ignored, 0.0, divergence_C))
-
-
-def _loss_and_grad_body(
+def _distillation_body(
     logits_CV: Tensor,
     teacher_logits_CV: Tensor,
     labels_C: Tensor,
@@ -129,34 +99,34 @@ def _loss_and_grad_body(
     alpha: float,
     temperature: float,
     ignored: int,
+    with_grad: bool,
 ) -> None:
-    """Writes the results of `_loss_body`; overwrites the student's logits with the gradient of the
-    sum of the losses."""
-    _loss_body(
-        logits_CV, teacher_logits_CV, labels_C, ce_C, kl_C, temperature=temperature, ignored=ignored
+    """Writes cross-entropies and divergences, 0 where the label is ignored; with `with_grad`,
+    overwrites the student's logits with the gradient of the sum of the losses."""
+    log_prob_CV, student_CV, teacher_CV = (
+        log_softmax(logits_CV, 1.0),
+        log_softmax(logits_CV, temperature),
+        log_softmax(teacher_logits_CV, temperature),
     )
-    probs_CV, student_CV, teacher_CV = (
-        torch.exp(scaled_CV - max_C1 - log_sum_C1)
-        for scaled_CV, max_C1, log_sum_C1 in (
-            softmax_stats(logits_CV, 1.0),
-            softmax_stats(logits_CV, temperature),
-            softmax_stats(teacher_logits_CV, temperature),
-        )
-    )
-    columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
-    is_label_CV = columns_V == labels_C.unsqueeze(1)
-    grad_CV = alpha * torch.where(is_label_CV, probs_CV - 1, probs_CV)
-    grad_CV = grad_CV + (1 - alpha) * temperature * (student_CV - teacher_CV)
-    is_known_C = (labels_C >= 0) & (labels_C < logits_CV.shape[1])
-    grad_CV = torch.where(is_known_C.unsqueeze(1), grad_CV, torch.nan)
-    logits_CV.copy_(torch.where((labels_C == ignored).unsqueeze(1), 0.0, grad_CV))
+    is_ignored_C = labels_C == ignored
+    label_log_prob_C = label_logits(log_prob_CV, labels_C)
+    teacher_prob_CV = teacher_CV.exp()
+    divergence_C = (teacher_prob_CV * (teacher_CV - student_CV)).sum(dim=-1)
+    divergence_C = torch.where(label_log_prob_C.isnan(), torch.nan, divergence_C)
+    ce_C.copy_(torch.where(is_ignored_C, 0.0, -label_log_prob_C))
+    kl_C.copy_(torch.where(is_ignored_C, 0.0, divergence_C))
+    if with_grad:
+        columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
+        is_label_CV = columns_V == labels_C.unsqueeze(1)
+        probs_CV = log_prob_CV.exp()
+        grad_CV = alpha * torch.where(is_label_CV, probs_CV - 1, probs_CV)
+        grad_CV = grad_CV + (1 - alpha) * temperature * (student_CV.exp() - teacher_prob_CV)
+        grad_CV = torch.where(label_log_prob_C.isnan().unsqueeze(1), torch.nan, grad_CV)
+        logits_CV.copy_(torch.where(is_ignored_C.unsqueeze(1), 0.0, grad_CV))
 
 
-_loss = Form(
-    "distillation:distillation_loss", _loss_body, num_row_tensors=5, overwrites=("ce_C", "kl_C")
-)
-_loss_and_grad = Form(
-    "distillation:distillation_loss_and_grad", _loss_and_grad_body, num_row_tensors=5,
+_distillation = Form(
+    "distillation:distillation", _distillation_body, num_row_tensors=5,
     overwrites=("logits_CV", "ce_C", "kl_C"),
 )  # fmt: skip
 
@@ -173,46 +143,31 @@ def _loss_chunks(
     chunk_size: int | None,
     *,
     wanted: tuple[bool, bool] = (False, False),
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
-    """Gives the losses and, as far as wanted, the gradients of the sum of the first."""
-    chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
+) -> tuple[tuple[Tensor, Tensor, Tensor], TokenChunks]:
+    """Gives the losses, and the chunks, which gathered the gradients of the sum of the first."""
+    chunks = TokenChunks(hidden_MD, weight_VD, chunk_size, wanted)
     teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
-    chunks.want_grads(*wanted)
     ce_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
     kl_M = torch.empty_like(ce_M)
     for rows in chunks.slices:
         logits_CV = chunks.logits(rows)
-        tensors = (logits_CV, teacher.logits(rows), labels_M[rows], ce_M[rows], kl_M[rows])
-        options = {"temperature": temperature, "ignored": ignored}
-        if any(wanted):
-            _loss_and_grad(*tensors, generated=chunks.generated, alpha=alpha, **options)
-            chunks.add_grads(rows, logits_CV)
-        else:
-            _loss(*tensors, generated=chunks.generated, **options)
+        _distillation(
+            logits_CV, teacher.logits(rows), labels_M[rows], ce_M[rows], kl_M[rows],
+            generated=chunks.generated, alpha=alpha, temperature=temperature, ignored=ignored,
+            with_grad=any(wanted),
+        )  # fmt: skip
+        chunks.add_grads(rows, logits_CV)
     loss_M = alpha * ce_M + (1 - alpha) * temperature**2 * kl_M
-    return (loss_M, ce_M, kl_M), chunks.grad_hidden_MD, chunks.grad_weight_VD
+    return (loss_M, ce_M, kl_M), chunks
 
 
-class _Distillation(torch.autograd.Function):
-    """Takes one gradient for all tokens: the forward pass computes everything except this
-    factor."""
-
+class _Distillation(EarlyGrads):
     @staticmethod
     def forward(ctx, *inputs):
-        losses, *grads = _loss_chunks(*inputs, wanted=ctx.needs_input_grad[:2])
+        losses, chunks = _loss_chunks(*inputs, wanted=ctx.needs_input_grad[:2])
         ctx.mark_non_differentiable(*losses[1:])
-        ctx.weight_dtype, ctx.ignored = inputs[1].dtype, inputs[7]
-        ctx.save_for_backward(inputs[4], *grads)
+        EarlyGrads.keep(ctx, chunks, labels_M=inputs[4], ignored=inputs[7], uniform_grad=True)
         return losses
-
-    @staticmethod
-    def backward(ctx, grad_M, *_):
-        labels_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        scaled = scale_grads(
-            grad_M, labels_M, ctx.ignored, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
-            uniform_grad=True,
-        )  # fmt: skip
-        return *scaled, *(None,) * 7
 
 
 def _build(
@@ -253,7 +208,7 @@ LINEAR_DISTILLATION = Op(
     },
     scales=(1e-3, 10.0),
     compiled_for=("V {vocab}",),
-    forms=(_loss, _loss_and_grad),
+    forms=(_distillation,),
     registers={"distillation.distillation": Registers(128, 128, 128, 128, 126)},
     launches={"linear_distillation": 9},
 )

@@ -20,7 +20,7 @@ from . import backend
 from .form import Form
 from .linear_loss import build_head
 from .op import BOTH, IGNORED, Case, Function, Goal, Inputs, Op, Registers, Rival
-from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
+from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, scatter_rows
 
 
 def linear_kl_reference(
@@ -74,14 +74,13 @@ def linear_kl(
         return linear_kl_reference(*inputs, temperature, is_counted_M)
     if is_counted_M is None:
         is_counted_M = torch.ones(num_tokens, dtype=torch.bool, device=hidden_MD.device)
-    on_cpu = not (in_triton or hidden_MD.is_cuda)
-    if on_cpu and is_counted_M.sum() < WORTH_GATHERING * num_tokens:
-        rows = is_counted_M.nonzero().squeeze(1)
-        loss_M = linear_kl(
-            hidden_MD.index_select(0, rows), weight_VD, teacher_hidden_ME.index_select(0, rows),
+    rows_R = rows_worth_gathering(is_counted_M, False, in_triton)
+    if rows_R is not None:
+        loss_R = linear_kl(
+            hidden_MD.index_select(0, rows_R), weight_VD, teacher_hidden_ME.index_select(0, rows_R),
             teacher_weight_VE, temperature, None, chunk_size, uniform_grad,
         )  # fmt: skip
-        return loss_M.new_zeros(num_tokens).index_put((rows,), loss_M)
+        return scatter_rows(loss_R, rows_R, num_tokens)
     options = (is_counted_M, temperature, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
         if uniform_grad or not weight_VD.requires_grad:
@@ -111,50 +110,29 @@ def check_teacher(
         raise ValueError(f"{op} takes a temperature above 0, not {temperature}")
 
 
-def softmax_stats(logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives (z / T, its maximum, the logarithm of Σ exp(z / T - maximum)): see linear_loss.py."""
-    scaled_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
-    max_C1 = scaled_CV.amax(dim=-1, keepdim=True)
-    return scaled_CV, max_C1, (scaled_CV - max_C1).exp().sum(dim=-1, keepdim=True).log()
+def log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:
+    """Gives the logarithms of softmax(z / T), in fp32 at least."""
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    return functional.log_softmax(wide_CV / temperature, dim=-1)
 
 
-def _loss_body(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, loss_C: Tensor, *,
-    temperature: float,
+def _kl_body(
+    logits_CV: Tensor, teacher_logits_CV: Tensor, factor_C: Tensor, loss_C: Tensor, *,
+    temperature: float, with_grad: bool,
 ) -> None:  # fmt: skip
-    scaled_CV, max_C1, log_sum_C1 = softmax_stats(logits_CV, temperature)
-    teacher_CV, teacher_max_C1, teacher_log_sum_C1 = softmax_stats(teacher_logits_CV, temperature)
-    teacher_log_prob_CV = teacher_CV - teacher_max_C1 - teacher_log_sum_C1
-    log_ratio_CV = teacher_log_prob_CV - (scaled_CV - max_C1 - log_sum_C1)
-    loss_C.copy_((teacher_log_prob_CV.exp() * log_ratio_CV).sum(dim=-1) * counted_C)
+    """Writes the divergences times `factor`; with `with_grad`, overwrites the student's logits with
+    the gradient of their sum."""
+    log_prob_CV = log_softmax(logits_CV, temperature)
+    teacher_log_prob_CV = log_softmax(teacher_logits_CV, temperature)
+    teacher_prob_CV = teacher_log_prob_CV.exp()
+    divergence_C = (teacher_prob_CV * (teacher_log_prob_CV - log_prob_CV)).sum(dim=-1)
+    loss_C.copy_(divergence_C * factor_C)
+    if with_grad:
+        gap_CV = log_prob_CV.exp() - teacher_prob_CV
+        logits_CV.copy_(gap_CV * (factor_C / temperature).unsqueeze(1))
 
 
-def _grad_body(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, grad_C: Tensor, *, temperature: float
-) -> None:
-    """Overwrites the student's logits with their gradient."""
-    scaled_CV, max_C1, log_sum_C1 = softmax_stats(logits_CV, temperature)
-    teacher_CV, teacher_max_C1, teacher_log_sum_C1 = softmax_stats(teacher_logits_CV, temperature)
-    probs_CV = torch.exp(scaled_CV - max_C1 - log_sum_C1)
-    teacher_probs_CV = torch.exp(teacher_CV - teacher_max_C1 - teacher_log_sum_C1)
-    logits_CV.copy_((probs_CV - teacher_probs_CV) * (grad_C / temperature).unsqueeze(1))
-
-
-def _loss_and_grad_body(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, loss_C: Tensor, *,
-    temperature: float,
-) -> None:  # fmt: skip
-    """Writes the losses; overwrites the student's logits with the gradient of their sum."""
-    _loss_body(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature=temperature)
-    _grad_body(logits_CV, teacher_logits_CV, counted_C, temperature=temperature)
-
-
-_loss = Form("kl:kl_loss", _loss_body, num_row_tensors=4, overwrites=("loss_C",))
-_grad = Form("kl:kl_grad", _grad_body, num_row_tensors=3, overwrites=("logits_CV",))
-_loss_and_grad = Form(
-    "kl:kl_loss_and_grad", _loss_and_grad_body, num_row_tensors=4,
-    overwrites=("logits_CV", "loss_C"),
-)  # fmt: skip
+_kl = Form("kl:kl", _kl_body, num_row_tensors=4, overwrites=("logits_CV", "loss_C"))
 
 
 def _loss_chunks(
@@ -162,26 +140,26 @@ def _loss_chunks(
     weight_VD: Tensor,
     teacher_hidden_ME: Tensor,
     teacher_weight_VE: Tensor,
-    is_counted_M: Tensor,
+    factor_M: Tensor,
     temperature: float,
     chunk_size: int | None,
     *,
     wanted: tuple[bool, bool] = (False, False),
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gives the losses and, as far as wanted, the gradients of their sum."""
-    chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
+) -> tuple[Tensor, TokenChunks]:
+    """Gives the divergences times `factor`, and the chunks, which gathered the gradients of their
+    sum."""
+    chunks = TokenChunks(hidden_MD, weight_VD, chunk_size, wanted)
     teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
-    chunks.want_grads(*wanted)
     loss_M = hidden_MD.new_empty(hidden_MD.shape[:1], dtype=chunks.loss_dtype)
-    counted_M = is_counted_M.to(chunks.loss_dtype)
+    factor_M = factor_M.to(chunks.loss_dtype)
     for rows in chunks.slices:
         logits_CV = chunks.logits(rows)
-        (_loss_and_grad if any(wanted) else _loss)(
-            logits_CV, teacher.logits(rows), counted_M[rows], loss_M[rows],
-            temperature=temperature, generated=chunks.generated,
+        _kl(
+            logits_CV, teacher.logits(rows), factor_M[rows], loss_M[rows],
+            generated=chunks.generated, temperature=temperature, with_grad=any(wanted),
         )  # fmt: skip
         chunks.add_grads(rows, logits_CV)
-    return loss_M, chunks.grad_hidden_MD, chunks.grad_weight_VD
+    return loss_M, chunks
 
 
 class _KL(torch.autograd.Function):
@@ -196,42 +174,20 @@ class _KL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_M):
-        hidden_MD, weight_VD, teacher_hidden_ME, teacher_weight_VE, is_counted_M = ctx.saved_tensors
-        temperature, chunk_size = ctx.options
-        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
-        teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
-        chunks.want_grads(*ctx.needs_input_grad[:2])
-        grad_M = grad_M * is_counted_M
-        for rows in chunks.slices:
-            logits_CV = chunks.logits(rows)
-            _grad(
-                logits_CV, teacher.logits(rows), grad_M[rows], temperature=temperature,
-                generated=chunks.generated,
-            )  # fmt: skip
-            chunks.add_grads(rows, logits_CV)
-        return chunks.grad_hidden_MD, chunks.grad_weight(weight_VD.dtype), *(None,) * 5
+        *tensors, is_counted_M = ctx.saved_tensors
+        inputs = (*tensors, grad_M * is_counted_M, *ctx.options)
+        _, chunks = _loss_chunks(*inputs, wanted=ctx.needs_input_grad[:2])
+        return *chunks.grads(), *(None,) * 5
 
 
-class _EarlyKL(torch.autograd.Function):
-    """Computes everything in the forward pass except the factors: one for all tokens, or, where the
-    student's weight is frozen, one for each."""
-
+class _EarlyKL(EarlyGrads):
     @staticmethod
     def forward(ctx, *inputs):
         *arguments, uniform_grad = inputs
-        loss_M, *grads = _loss_chunks(*arguments, wanted=ctx.needs_input_grad[:2])
-        ctx.weight_dtype, ctx.uniform_grad = inputs[1].dtype, uniform_grad
-        ctx.save_for_backward(inputs[4].view(torch.uint8), *grads)
+        loss_M, chunks = _loss_chunks(*arguments, wanted=ctx.needs_input_grad[:2])
+        counted_M = inputs[4].view(torch.uint8)
+        EarlyGrads.keep(ctx, chunks, counted_M, ignored=0, uniform_grad=uniform_grad)
         return loss_M
-
-    @staticmethod
-    def backward(ctx, grad_M):
-        counted_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        scaled = scale_grads(
-            grad_M, counted_M, 0, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
-            uniform_grad=ctx.uniform_grad,
-        )  # fmt: skip
-        return *scaled, *(None,) * 6
 
 
 def build_teacher(inputs: Inputs, width: int | None) -> tuple[Tensor, Tensor]:
@@ -293,7 +249,7 @@ LINEAR_KL = Op(
     },
     scales=(1e-3, 10.0),
     compiled_for=("V {vocab}",),
-    forms=(_loss, _grad, _loss_and_grad),
+    forms=(_kl,),
     registers={"kl.kl": Registers(79, 79, 88, 81, 84)},
     launches={"linear_kl": 9},
     goals=(Goal("linear_kl", BOTH, {"minimind2-small": 850, "minimind2": 1200}),),

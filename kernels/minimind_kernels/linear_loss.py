@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import backend
-from .cross_entropy import cross_entropy_grad, cross_entropy_loss, cross_entropy_loss_and_grad
+from .cross_entropy import cross_entropy_grad, cross_entropy_loss
 from .loss_rivals import cross_entropy_rivals, log_prob_rivals
 from .op import BOTH, IGNORED, Case, Goal, Inputs, Op, Registers
-from .token_chunks import WORTH_GATHERING, TokenChunks, common_grad, scale_grads
+from .token_chunks import EarlyGrads, TokenChunks, common_grad, rows_worth_gathering, scatter_rows
 
 MAX_KEPT_BYTES = 256 << 20
 """The most bytes of logits that a loss with any gradient keeps for its backward: those of 16,384
@@ -67,14 +67,13 @@ def linear_cross_entropy(
     in_triton = backend.use_triton("linear_cross_entropy", hidden_MD, weight_VD)
     if torch.compiler.is_compiling() and not in_triton:
         return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
-    on_cpu = not (in_triton or hidden_MD.is_cuda)
-    if on_cpu and (labels_M != ignore_index).sum() < WORTH_GATHERING * len(labels_M):
-        rows = (labels_M != ignore_index).nonzero().squeeze(1)
-        loss_M = linear_cross_entropy(
-            hidden_MD.index_select(0, rows), weight_VD, labels_M[rows], ignore_index, chunk_size,
-            uniform_grad, max_kept_bytes,
+    rows_R = rows_worth_gathering(labels_M, ignore_index, in_triton)
+    if rows_R is not None:
+        loss_R = linear_cross_entropy(
+            hidden_MD.index_select(0, rows_R), weight_VD, labels_M[rows_R], ignore_index,
+            chunk_size, uniform_grad, max_kept_bytes,
         )  # fmt: skip
-        return loss_M.new_zeros(labels_M.shape).index_put((rows,), loss_M)
+        return scatter_rows(loss_R, rows_R, len(labels_M))
     inputs = (hidden_MD, weight_VD, labels_M, ignore_index, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
         if uniform_grad or not weight_VD.requires_grad:
@@ -141,7 +140,7 @@ def _loss_chunks(
     for rows in chunks.slices:
         cross_entropy_loss(
             chunks.logits(rows, kept_MV), labels_M[rows], loss_M[rows], max_M[rows],
-            log_sum_M[rows], generated=chunks.generated, ignored=ignored,
+            log_sum_M[rows], generated=chunks.generated, ignored=ignored, with_grad=False,
         )  # fmt: skip
     return loss_M, max_M, log_sum_M, kept_MV
 
@@ -165,8 +164,7 @@ class _CrossEntropy(torch.autograd.Function):
         hidden_MD, weight_VD, labels_M, max_M, log_sum_M, kept_MV = ctx.saved_tensors
         if ctx.is_overwritten:
             kept_MV = None
-        chunks = TokenChunks(hidden_MD, weight_VD, ctx.chunk_size)
-        chunks.want_grads(*ctx.needs_input_grad[:2])
+        chunks = TokenChunks(hidden_MD, weight_VD, ctx.chunk_size, ctx.needs_input_grad[:2])
         if kept_MV is not None:
             ctx.is_overwritten = True
             # A second backward through a retained graph asks autograd for this tensor again.
@@ -178,36 +176,23 @@ class _CrossEntropy(torch.autograd.Function):
                 generated=chunks.generated, ignored=ctx.ignored,
             )  # fmt: skip
             chunks.add_grads(rows, logits_CV)
-        return chunks.grad_hidden_MD, chunks.grad_weight(weight_VD.dtype), *(None,) * 4
+        return *chunks.grads(), *(None,) * 4
 
 
-class _EarlyCrossEntropy(torch.autograd.Function):
-    """Computes everything in the forward pass except the factors: one for all tokens, or, where the
-    weight is frozen, one for each."""
-
+class _EarlyCrossEntropy(EarlyGrads):
     @staticmethod
     def forward(ctx, hidden_MD, weight_VD, labels_M, ignored, chunk_size, uniform_grad):
-        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
-        chunks.want_grads(*ctx.needs_input_grad[:2])
+        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size, ctx.needs_input_grad[:2])
         loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
         for rows in chunks.slices:
             logits_CV = chunks.logits(rows)
-            cross_entropy_loss_and_grad(
-                logits_CV, labels_M[rows], loss_M[rows], generated=chunks.generated, ignored=ignored
-            )
+            cross_entropy_loss(
+                logits_CV, labels_M[rows], loss_M[rows], None, None, generated=chunks.generated,
+                ignored=ignored, with_grad=True,
+            )  # fmt: skip
             chunks.add_grads(rows, logits_CV)
-        ctx.ignored, ctx.weight_dtype, ctx.uniform_grad = ignored, weight_VD.dtype, uniform_grad
-        ctx.save_for_backward(labels_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
+        EarlyGrads.keep(ctx, chunks, labels_M, ignored, uniform_grad=uniform_grad)
         return loss_M
-
-    @staticmethod
-    def backward(ctx, grad_M):
-        labels_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        scaled = scale_grads(
-            grad_M, labels_M, ctx.ignored, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
-            uniform_grad=ctx.uniform_grad,
-        )  # fmt: skip
-        return *scaled, *(None,) * 4
 
 
 def build_head(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], int, int]:
@@ -266,7 +251,7 @@ LINEAR_CROSS_ENTROPY = Op(
     tested=_TESTED,
     scales=_SCALES,
     compiled_for=("V {vocab}",),
-    forms=(cross_entropy_loss, cross_entropy_loss_and_grad, common_grad),
+    forms=(cross_entropy_loss, common_grad),
     tiles=("softmax",),
     registers={
         "cross_entropy.loss": Registers(61, 61, 59, 54, 72),

@@ -24,7 +24,7 @@ from .linear_loss import (
     linear_log_prob,
 )
 from .op import IGNORED, Case, Inputs, Op
-from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
+from .token_chunks import EarlyGrads, TokenChunks, rows_worth_gathering, scatter_rows
 
 Rows = slice | Tensor
 """An index of some of M tokens for a tensor [M]: a slice, or an int64 tensor."""
@@ -77,22 +77,18 @@ def linear_token_loss(
     another shape than log_prob_C or no derivative.
     """
     check_linear_loss(hidden_MD, weight_VD, ids_M)
-    is_counted_M = ids_M != ignore_index
     want_grad = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
     if torch.compiler.is_compiling() or not want_grad:
         log_prob_M = linear_log_prob(hidden_MD, weight_VD, ids_M, ignore_index, chunk_size)
-        return _apply(token_loss, log_prob_M, is_counted_M)
+        return _apply(token_loss, log_prob_M, ids_M != ignore_index)
     in_triton = backend.use_triton("linear_token_loss", hidden_MD, weight_VD)
-    if not (in_triton or hidden_MD.is_cuda) and is_counted_M.sum() < WORTH_GATHERING * len(ids_M):
-        counted = is_counted_M.nonzero().squeeze(1)
+    rows_R = rows_worth_gathering(ids_M, ignore_index, in_triton)
+    if rows_R is not None:
         results = linear_token_loss(
-            hidden_MD.index_select(0, counted), weight_VD, ids_M[counted],
-            lambda log_prob_C, rows: token_loss(log_prob_C, counted[rows]), ignore_index,
-            chunk_size,
+            hidden_MD.index_select(0, rows_R), weight_VD, ids_M[rows_R],
+            lambda log_prob_C, rows: token_loss(log_prob_C, rows_R[rows]), ignore_index, chunk_size,
         )  # fmt: skip
-        loss_M, log_prob_M = (
-            result.new_zeros(ids_M.shape).index_put((counted,), result) for result in results
-        )
+        loss_M, log_prob_M = (scatter_rows(x_R, rows_R, len(ids_M)) for x_R in results)
         return loss_M, log_prob_M
     return _TokenLoss.apply(hidden_MD, weight_VD, ids_M, token_loss, ignore_index, chunk_size)
 
@@ -132,39 +128,28 @@ def _differentiate(token_loss: TokenLoss, log_prob_C: Tensor, rows: slice) -> tu
     return loss_C.detach(), slope_C
 
 
-class _TokenLoss(torch.autograd.Function):
-    """Computes everything in the forward pass except the factors: one for all tokens, or, where the
-    weight is frozen, one for each."""
-
+class _TokenLoss(EarlyGrads):
     @staticmethod
     def forward(ctx, hidden_MD, weight_VD, ids_M, token_loss, ignored, chunk_size):
-        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
-        chunks.want_grads(*ctx.needs_input_grad[:2])
+        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size, ctx.needs_input_grad[:2])
         loss_M = hidden_MD.new_empty(ids_M.shape, dtype=chunks.loss_dtype)
         ce_M, max_M, log_sum_M = (torch.empty_like(loss_M) for _ in range(3))
+        options: dict[str, Any] = {"generated": chunks.generated, "ignored": ignored}
         for rows in chunks.slices:
             logits_CV = chunks.logits(rows)
             softmax = max_M[rows], log_sum_M[rows]
-            options: dict[str, Any] = {"generated": chunks.generated, "ignored": ignored}
-            cross_entropy_loss(logits_CV, ids_M[rows], ce_M[rows], *softmax, **options)
+            cross_entropy_loss(
+                logits_CV, ids_M[rows], ce_M[rows], *softmax, with_grad=False, **options
+            )
             loss_M[rows], slope_C = _differentiate(token_loss, -ce_M[rows], rows)
             # A log-probability is a negative cross-entropy. Ignored tokens' slopes are not read.
             cross_entropy_grad(logits_CV, ids_M[rows], *softmax, -slope_C, **options)
             chunks.add_grads(rows, logits_CV)
         loss_M, log_prob_M = torch.where(ids_M == ignored, 0.0, loss_M), -ce_M
         ctx.mark_non_differentiable(log_prob_M)
-        ctx.ignored, ctx.weight_dtype = ignored, weight_VD.dtype
-        ctx.save_for_backward(ids_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
+        is_trained = chunks.grad_weight_VD is not None
+        EarlyGrads.keep(ctx, chunks, ids_M, ignored, uniform_grad=is_trained)
         return loss_M, log_prob_M
-
-    @staticmethod
-    def backward(ctx, grad_M, _):
-        ids_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        scaled = scale_grads(
-            grad_M, ids_M, ctx.ignored, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
-            uniform_grad=grad_weight_VD is not None,
-        )  # fmt: skip
-        return *scaled, *(None,) * 4
 
 
 def _build(inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None) -> Case:

@@ -82,8 +82,8 @@ class Inputs:
         """Gives weights that keep the size of the values they multiply."""
         return self.leaf(*shape, scale=shape[-1] ** -0.5)
 
-    def arange(self, *bounds: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.arange(*bounds, device=self.device, dtype=dtype)
+    def arange(self, *bounds: int) -> Tensor:
+        return torch.arange(*bounds, device=self.device)
 
     def labels(self, ignored: str = "none") -> Tensor:
         """Gives an id of the vocabulary for each token, or -100 for the share `ignored` of them:
@@ -144,6 +144,13 @@ class Case:
     """The plain form to beat, unless it is `plain`."""
     rivals: tuple[Rival, ...] = ()
 
+    def run(self) -> None:
+        """Runs our form forward, and backward from gradients of one, which are valid for cases with
+        `uniform_grad`, too."""
+        outputs = self.ours(*self.inputs)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+
 
 BOTH = ("forward", "backward")
 
@@ -195,8 +202,6 @@ class Op:
     formula: str
     build: Callable[..., Case]
     """build(inputs, **options) makes one case, of the sizes in `inputs`."""
-    timed: tuple[Mapping[str, Any], ...] = ({},)
-    """The options of the cases that benchmarks build at the sizes of a preset."""
     tested: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Values of `tokens`, `scale`, fields of Sizes and options, of which a test combines any two;
     the rest are ODD's. A key of several names, "heads kv_heads", takes tuples of values that belong
@@ -213,7 +218,7 @@ class Op:
     registers: Mapping[str, Registers] = field(default_factory=dict)
     """The budget of each of its kernels, by module.kernel."""
     launches: Mapping[str, int | Mapping[str, int]] = field(default_factory=dict)
-    """The number of launches by timed case, of its forward and backward pass together at 16,384
+    """The number of launches by a case's name, of its forward and backward pass together at 16,384
     tokens; by preset where they differ."""
     goals: tuple[Goal, ...] = ()
 
@@ -227,12 +232,9 @@ class Op:
     def name(self) -> str:
         return self.function.__name__
 
-    def cases(self, sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
-        """Gives the cases that benchmarks time and the compile report compiles; none for a preset
-        without the parts that the operation works on."""
-        if sizes.experts or not self.needs_experts:
-            for options in self.timed:
-                yield self.build(Inputs(sizes, tokens, dtype, device), **options)
+    def runs_in(self, sizes: Sizes) -> bool:
+        """Tells whether a model of these sizes has the parts that the operation works on."""
+        return sizes.experts > 0 or not self.needs_experts
 
     def tested_case(self, dtype: torch.dtype, device: str, **values: Any) -> Case:
         """Gives the case with these values for the names in `tested`."""
@@ -246,6 +248,8 @@ class Op:
 
 
 def build_cases(sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
-    """Builds a case of each operation that a model of these sizes runs."""
+    """Builds a case of each operation that a model of these sizes runs: what benchmarks time and
+    the compile report compiles."""
     for op in OPS.values():
-        yield from op.cases(sizes, tokens, dtype, device)
+        if op.runs_in(sizes):
+            yield op.build(Inputs(sizes, tokens, dtype, device))

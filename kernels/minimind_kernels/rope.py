@@ -25,7 +25,7 @@ from torch import Tensor
 from . import backend
 from .form import Form, sum_rows
 from .op import Case, Function, Goal, Inputs, Op, Registers, Rival
-from .rms_norm import norm_backward, rms_norm_reference
+from .rms_norm import norm_backward, norm_forward, rms_norm_reference
 
 
 def qk_rope_reference(
@@ -151,12 +151,8 @@ def _forward_body(
         if weight_H is None:
             rotated.append(_rotate(x_MAH, cos_M1R, sin_M1R))
             continue
-        x_wide = x_MAH.to(cos_PR.dtype)
-        normed = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
-        if cast_before_weight:
-            normed = normed.to(x_MAH.dtype).to(cos_PR.dtype)
-        normed = _rotate(normed * weight_H.to(cos_PR.dtype), cos_M1R, sin_M1R)
-        rotated.append(normed.to(x_MAH.dtype))
+        normed, _ = norm_forward(x_MAH, weight_H, eps, cast_before_weight)
+        rotated.append(_rotate(normed, cos_M1R, sin_M1R).to(x_MAH.dtype))
     return rotated[0], rotated[1]
 
 

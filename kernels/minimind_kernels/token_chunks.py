@@ -32,9 +32,8 @@ _GPU_STRIDE = 64
 """Rows of logits start at multiples of so many elements, or both cuBLAS and the softmax move them
 in 2-byte pieces where the vocabulary is odd."""
 
-WORTH_GATHERING = 0.9
-"""The least share of tokens without a loss that are left out of the products. This is for the CPU,
-where counting them waits for nothing."""
+_WORTH_GATHERING = 0.9
+"""Tokens without a loss are left out of the products where fewer than this share have one."""
 
 
 def _add_body(total_VD: Tensor, share_VD: Tensor) -> None:
@@ -46,15 +45,23 @@ _add = Form(None, _add_body, num_row_tensors=2)
 
 
 class TokenChunks:
-    """Multiplies one model's hidden states with one head, chunk after chunk through one buffer."""
+    """Multiplies one model's hidden states with one head, chunk after chunk through one buffer, and
+    gathers the gradients of both, as far as `wanted`."""
 
-    def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, chunk_size: int | None) -> None:
+    def __init__(
+        self,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        chunk_size: int | None,
+        wanted: tuple[bool, bool] = (False, False),
+    ) -> None:
         num_tokens, vocab = hidden_MD.shape[0], weight_VD.shape[0]
         on_cpu = hidden_MD.device.type == "cpu"
         # fp16 products on a CPU are two hundred times slower than fp32 ones.
         half_on_cpu = on_cpu and hidden_MD.dtype == torch.float16
         self._dtype = torch.float32 if half_on_cpu else hidden_MD.dtype
         self._hidden_MD, self._weight_VD = hidden_MD, weight_VD.to(self._dtype)
+        self.weight_dtype = weight_VD.dtype
         self._row_stride = vocab if on_cpu else -(-vocab // _GPU_STRIDE) * _GPU_STRIDE
         tile = 1
         if chunk_size is None and on_cpu:
@@ -77,9 +84,11 @@ class TokenChunks:
             and num_tokens // num_chunks >= MIN_GENERATED_ROWS
         )
         self._buffer_CV: Tensor | None = None
-        self.grad_hidden_MD: Tensor | None = None
+        wants_hidden, self._wants_weight = wanted
+        self.grad_hidden_MD = torch.empty_like(hidden_MD) if wants_hidden else None
         self.grad_weight_VD: Tensor | None = None
-        self._gathers_weight = False
+        if self._wants_weight and not self.slices:
+            self.grad_weight_VD = torch.zeros_like(weight_VD, dtype=self.loss_dtype)
 
     def _new_logits(self, num_rows: int) -> Tensor:
         """Makes room for logits. Between a row's end and the next row's start nothing lies."""
@@ -104,14 +113,6 @@ class TokenChunks:
             logits_CV = self._buffer_CV[: rows.stop - rows.start]
         return torch.mm(self._hidden(rows), self._weight_VD.t(), out=logits_CV)
 
-    def want_grads(self, hidden: bool, weight: bool) -> None:
-        """Says, before `add_grads`, which of the two gradients to gather."""
-        if hidden:
-            self.grad_hidden_MD = torch.empty_like(self._hidden_MD)
-        self._gathers_weight = weight
-        if weight and not self.slices:
-            self.grad_weight_VD = torch.zeros_like(self._weight_VD, dtype=self.loss_dtype)
-
     def add_grads(self, rows: slice, grad_logits_CV: Tensor) -> None:
         if self.grad_hidden_MD is not None:
             into = self.grad_hidden_MD[rows]
@@ -119,7 +120,7 @@ class TokenChunks:
                 torch.mm(grad_logits_CV, self._weight_VD, out=into)
             else:
                 into.copy_(torch.mm(grad_logits_CV, self._weight_VD))
-        if self._gathers_weight:
+        if self._wants_weight:
             self._add_grad_weight(grad_logits_CV.t(), self._hidden(rows))
 
     def _add_grad_weight(self, grad_logits_VC: Tensor, hidden_CD: Tensor) -> None:
@@ -139,36 +140,60 @@ class TokenChunks:
         else:
             _add(total_VD, torch.mm(*factors))
 
-    def grad_weight(self, dtype: torch.dtype) -> Tensor | None:
-        return None if self.grad_weight_VD is None else self.grad_weight_VD.to(dtype)
+    def grads(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gives the gathered gradients in the dtypes of hidden states and weight."""
+        if self.grad_weight_VD is None:
+            return self.grad_hidden_MD, None
+        return self.grad_hidden_MD, self.grad_weight_VD.to(self.weight_dtype)
 
     def _hidden(self, rows: slice) -> Tensor:
         return self._hidden_MD[rows].to(self._dtype)
 
 
-def scale_grads(
-    grad_M: Tensor,
-    labels_M: Tensor,
-    ignored: int,
-    grad_hidden_MD: Tensor | None,
-    grad_weight_VD: Tensor | None,
-    weight_dtype: torch.dtype,
-    *,
-    uniform_grad: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gives the gradients of a plain sum of losses, times the gradients `grad_M` that the losses
-    received: one factor for all, or, where the weight needs none, a factor for each token's row.
-    Tokens count whose label is not `ignored`."""
-    if uniform_grad:
-        factor = _common_grad_of(grad_M, labels_M, ignored)
-    else:
-        assert grad_weight_VD is None, "a weight's gradient sums over tokens"
-        factor = torch.where(labels_M != ignored, grad_M, 0).unsqueeze(1)
-    if grad_hidden_MD is not None:
-        grad_hidden_MD = (grad_hidden_MD * factor).to(grad_hidden_MD.dtype)
-    if grad_weight_VD is not None:
-        grad_weight_VD = (grad_weight_VD * factor).to(weight_dtype)
-    return grad_hidden_MD, grad_weight_VD
+def rows_worth_gathering(labels_M: Tensor, ignored: int, in_triton: bool) -> Tensor | None:
+    """Gives the indices of the tokens whose label is not `ignored` where the others are worth
+    leaving out of the products: on a CPU, where counting them waits for nothing. None where all are
+    to be computed."""
+    if in_triton or labels_M.is_cuda:
+        return None
+    is_counted_M = labels_M != ignored
+    if is_counted_M.sum() >= _WORTH_GATHERING * len(is_counted_M):
+        return None
+    return is_counted_M.nonzero().squeeze(1)
+
+
+def scatter_rows(loss_R: Tensor, rows_R: Tensor, num_tokens: int) -> Tensor:
+    """Gives the losses of all tokens from those of some rows: 0 in the others."""
+    return loss_R.new_zeros(num_tokens).index_put((rows_R,), loss_R)
+
+
+class EarlyGrads(torch.autograd.Function):
+    """Scales, in the backward pass, the gradients that the forward pass of a subclass gathered: by
+    one factor for all tokens, or, where the weight needs no gradient, by a factor for each."""
+
+    @staticmethod
+    def keep(
+        ctx: Any, chunks: TokenChunks, labels_M: Tensor, ignored: int, *, uniform_grad: bool
+    ) -> None:
+        """Keeps what the backward pass needs; tokens count whose label is not `ignored`."""
+        ctx.save_for_backward(labels_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
+        ctx.weight_dtype, ctx.ignored = chunks.weight_dtype, ignored
+        ctx.uniform_grad = uniform_grad
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Takes first the gradient of each token's loss; the other results have none."""
+        grad_M, (labels_M, grad_hidden_MD, grad_weight_VD) = grads[0], ctx.saved_tensors
+        if ctx.uniform_grad:
+            factor = _common_grad_of(grad_M, labels_M, ctx.ignored)
+        else:
+            assert grad_weight_VD is None, "a weight's gradient sums over tokens"
+            factor = torch.where(labels_M != ctx.ignored, grad_M, 0).unsqueeze(1)
+        if grad_hidden_MD is not None:
+            grad_hidden_MD = (grad_hidden_MD * factor).to(grad_hidden_MD.dtype)
+        if grad_weight_VD is not None:
+            grad_weight_VD = (grad_weight_VD * factor).to(ctx.weight_dtype)
+        return grad_hidden_MD, grad_weight_VD, *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
 def _common_grad_body(grad_M: Tensor, labels_M: Tensor, *, ignored: int) -> tuple[Tensor, Tensor]:

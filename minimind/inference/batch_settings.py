@@ -3,7 +3,7 @@ reads the numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,21 +15,32 @@ from minimind.runtime.devices import send
 LIKELY = 256
 """The number of likeliest tokens that are sorted for top-p at first; they almost always reach it,
 and sorting them is faster than sorting all."""
-COLUMNS = (
-    "slot",
-    "source",
-    "is_drawn",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "divisor",
-)
 _TINY = torch.finfo(torch.float32).tiny
 """Replaces a temperature that fp32 would round to 0."""
+
+
+def _limit(params: SamplingParams, vocab_size: int) -> int:
+    return params.top_k if 0 < params.top_k < vocab_size else 0
+
+
+def _divisor(params: SamplingParams) -> float:
+    return params.temperature if params.tempered_logprobs and params.temperature > 0 else 1.0
+
+
+_NUMBERS: dict[str, Callable[[SamplingParams, int], float]] = {
+    "is_drawn": lambda one, _: one.temperature > 0,
+    "temperature": lambda one, _: max(one.temperature, _TINY) if one.temperature > 0 else 1.0,
+    "top_k": _limit,
+    "top_p": lambda one, _: one.top_p,
+    "min_p": lambda one, _: one.min_p,
+    "repetition_penalty": lambda one, _: one.repetition_penalty,
+    "presence_penalty": lambda one, _: one.presence_penalty,
+    "frequency_penalty": lambda one, _: one.frequency_penalty,
+    "divisor": lambda one, _: _divisor(one),
+}
+"""The numbers that the device reads of a sequence's settings, from them and the vocabulary's
+size."""
+COLUMNS = ("slot", "source", *_NUMBERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,36 +182,16 @@ class BatchSettings:
 def setting_numbers(
     params: Sequence[SamplingParams], slots: Sequence[int], vocab_size: int, batch: int
 ) -> list[list[float]]:
-    """Builds one list of numbers for each of COLUMNS. RowGroup beyond the sequences, up to `batch`,
+    """Builds one list of numbers for each of COLUMNS. Rows beyond the sequences, up to `batch`,
     repeat the first."""
-    columns = [
-        [
-            slot,
-            row,
-            one.temperature > 0,
-            max(one.temperature, _TINY) if one.temperature > 0 else 1.0,
-            _limit(one, vocab_size),
-            one.top_p,
-            one.min_p,
-            one.repetition_penalty,
-            one.presence_penalty,
-            one.frequency_penalty,
-            _divisor(one),
-        ]
+    rows = [
+        [slot, row, *(read(one, vocab_size) for read in _NUMBERS.values())]
         for row, (slot, one) in enumerate(zip(slots, params, strict=True))
     ]
-    columns += columns[:1] * (batch - len(columns))
-    return [[float(value) for value in row] for row in zip(*columns, strict=True)]
+    rows += rows[:1] * (batch - len(rows))
+    return [[float(value) for value in column] for column in zip(*rows, strict=True)]
 
 
 def round_up(number: int) -> int:
     """Rounds up to the next power of two."""
     return 1 << (number - 1).bit_length()
-
-
-def _limit(params: SamplingParams, vocab_size: int) -> int:
-    return params.top_k if 0 < params.top_k < vocab_size else 0
-
-
-def _divisor(params: SamplingParams) -> float:
-    return params.temperature if params.tempered_logprobs and params.temperature > 0 else 1.0

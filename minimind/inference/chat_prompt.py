@@ -17,6 +17,9 @@ _TAIL = 32
 fits in them."""
 
 
+_encoder = lru_cache(maxsize=8)(ChatEncoder)
+
+
 class PromptTooLongError(DataError):
     """Reports a conversation that has more tokens than were allowed."""
 
@@ -61,8 +64,3 @@ def chat_prompt(
     ends = [at for at, id in enumerate(tail) if id == tokenizer.eos_id]
     opening = tail[ends[-1] + 1 :] if ends else tail
     return ChatPrompt(ids, opens_reasoning(tokenizer.decode(opening)))
-
-
-@lru_cache(maxsize=8)
-def _encoder(tokenizer: Tokenizer) -> ChatEncoder:
-    return ChatEncoder(tokenizer)

@@ -250,10 +250,8 @@ def _low_rank(module: LoraLinear) -> tuple[Tensor, Tensor]:
     rank += rank % 2
     a_RI = module.weight.new_zeros(rank, module.in_features)
     b_OR = module.weight.new_zeros(module.out_features, rank)
-    first = 0
-    for spec, a, b in split_parts(module.specs, module.lora_A.detach(), module.lora_B.detach()):
-        ranks = slice(first, first + spec.rank)
+    adapters = module.lora_A.detach(), module.lora_B.detach()
+    for spec, ranks, a, b in split_parts(module.specs, *adapters):
         a_RI[ranks, spec.part.columns] = a.to(a_RI.dtype)
         b_OR[spec.part.rows, ranks] = (b * spec.scale).to(b_OR.dtype)
-        first = ranks.stop
     return a_RI, b_OR

@@ -53,7 +53,7 @@ class DeviceSampler(Sampler):
         return PendingTokens(packed, batch, used, range(len(batch)))
 
     def place(self, batch: Sequence[Generation], rows: int) -> UsedSettings:
-        """Sends the sequences' settings to the device if it does not hold them. RowGroup beyond the
+        """Sends the sequences' settings to the device if it does not hold them. Rows beyond the
         sequences, up to `rows`, get the first sequence's."""
         if self._placed is None or self._placed[:2] != (batch, rows):
             params = [one.request.params for one in batch]

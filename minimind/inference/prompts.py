@@ -75,15 +75,10 @@ def answer_prompts(
 
 
 def answer_lines(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    is_chat: bool,
-    max_new_tokens: int = 40,
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], *, is_chat: bool
 ) -> list[str]:
-    """Gives each prompt followed by an arrow and its greedy continuation; of a text, only the first
-    line."""
-    params = SamplingParams(max_new_tokens=max_new_tokens, stop=() if is_chat else ("\n",))
+    """Gives each prompt followed by an arrow and its greedy continuation of at most 40 tokens; of a
+    text, only the first line."""
+    params = SamplingParams(max_new_tokens=40, stop=() if is_chat else ("\n",))
     answers = answer_prompts(model, tokenizer, prompts, params, is_chat=is_chat)
     return [f"{prompt} → {answer}" for prompt, answer in zip(prompts, answers, strict=True)]

@@ -39,17 +39,13 @@ class GenerationRequest:
             raise ConfigError(f"adapter {self.adapter!r} is not loaded; loaded: {names}")
         if not prompt:
             raise ConfigError("the prompt is empty: give at least the token that starts a document")
-        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise ConfigError(
-                f"the prompt holds the token {max(prompt) if min(prompt) >= 0 else min(prompt)}; "
-                f"the model's are 0 to {config.vocab_size - 1}"
-            )
         biased = [token for token, _ in self.params.logit_bias]
-        if any(not 0 <= token < config.vocab_size for token in biased):
-            raise ConfigError(
-                f"logit_bias names the token {max(biased) if min(biased) >= 0 else min(biased)}; "
-                f"the model's are 0 to {config.vocab_size - 1}"
-            )
+        for what, ids in (("the prompt holds", prompt), ("logit_bias names", biased or (0,))):
+            for token in (min(ids), max(ids)):
+                if not 0 <= token < config.vocab_size:
+                    raise ConfigError(
+                        f"{what} the token {token}; the model's are 0 to {config.vocab_size - 1}"
+                    )
         if len(prompt) + new > config.max_position_embeddings:
             raise ConfigError(
                 f"a prompt of {len(prompt)} tokens and {new} new ones do not fit the model's "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -53,9 +54,11 @@ class LoraExperts(MixtureOfExperts):
         # Each token is repeated per slot and then sorted, so that its gradient is a sum in a fixed
         # order.
         x_PD = x_MD.repeat_interleave(num_slots, dim=0).index_select(0, order_P)
-        product = self._read_bounds(routing)
         if all(self._is_grouped(x_PD, stack) for stack in ("gate_up_proj", "down_proj")):
             product = self._group(routing)
+        else:
+            bounds = list(itertools.pairwise(routing.offsets_E1.tolist()))
+            product = functools.partial(self._product, bounds=bounds)
         hidden_PF = K.swiglu(product(x_PD, "gate_up_proj"))
         y_PD = product(hidden_PF, "down_proj")
         places_P = torch.empty_like(order_P)
@@ -70,16 +73,6 @@ class LoraExperts(MixtureOfExperts):
         adapter = getattr(self, f"{stack}_lora_A", None)
         is_whole = adapter is None or adapter.shape[1] == weight_EOI.shape[2]
         return is_whole and can_group(x_PD, weight_EOI)
-
-    def _read_bounds(self, routing: K.Routing) -> Callable[[Tensor, str], Tensor]:
-        bounds: list[tuple[int, int]] = []
-
-        def product(x_PI: Tensor, stack: str) -> Tensor:
-            if not bounds:
-                bounds.extend(itertools.pairwise(routing.offsets_E1.tolist()))
-            return self._product(x_PI, stack, bounds)
-
-        return product
 
     def _group(self, routing: K.Routing) -> Callable[[Tensor, str], Tensor]:
         """Gives a function that multiplies each expert's rows of x with its matrix of a stack, all
@@ -112,23 +105,20 @@ class LoraExperts(MixtureOfExperts):
         """Multiplies each expert's rows of x with its matrix of `stack`, adapters included: [P, O].
         `bounds` holds each expert's rows as (start, stop)."""
         weight_EOI = cast(Tensor, getattr(self, stack))
-        of_experts = _specs_of_experts(self.specs.get(stack, ()), weight_EOI.shape[1])
-        if stack in self.specs:
-            all_a, all_b = (getattr(self, f"{stack}_lora_{x}") for x in "AB")
-        else:
-            all_a, all_b = x_PI.new_empty(0, x_PI.shape[1]), x_PI.new_empty(0)
-        counts = [of_experts.get(e, ()) for e in range(len(weight_EOI))]
-        a_parts = all_a.split([sum(spec.rank for spec in specs) for specs in counts])
-        b_parts = all_b.split([sum(spec.num_b for spec in specs) for specs in counts])
-        outputs = []
-        for expert, (start, stop) in enumerate(bounds):
-            rows_PI, specs = x_PI[start:stop], counts[expert]
-            if specs:
-                adapters = (a_parts[expert], b_parts[expert], specs)
-                outputs.append(lora_product(rows_PI, weight_EOI, *adapters, expert))
-            else:
-                outputs.append(F.linear(rows_PI, weight_EOI[expert]))
-        return torch.cat(outputs)
+        parts = [x_PI[start:stop] for start, stop in bounds]
+        if stack not in self.specs:
+            products = zip(parts, weight_EOI, strict=True)
+            return torch.cat([F.linear(part_PI, weight_OI) for part_PI, weight_OI in products])
+        of_experts = _specs_of_experts(self.specs[stack], *weight_EOI.shape[:2])
+        all_a, all_b = (getattr(self, f"{stack}_lora_{x}") for x in "AB")
+        a_parts = all_a.split([sum(spec.rank for spec in specs) for specs in of_experts])
+        b_parts = all_b.split([sum(spec.num_b for spec in specs) for specs in of_experts])
+        return torch.cat([
+            lora_product(parts[e], weight_EOI, a_parts[e], b_parts[e], specs, e)
+            if specs
+            else F.linear(parts[e], weight_EOI[e])
+            for e, specs in enumerate(of_experts)
+        ])  # fmt: skip
 
 
 def can_group(x_PI: Tensor, weight_EOI: Tensor) -> bool:
@@ -168,12 +158,10 @@ def _add_adapters(
 ) -> Tensor:
     """Adds z·Bᵀ to y, for each spec in the columns that its part has in the expert's output."""
     pieces: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-    start = 0
-    for spec, _, b_OR in split_parts(specs, all_a, all_b):
+    for spec, ranks, _, b_OR in split_parts(specs, all_a, all_b):
         first = spec.part.rows.start % num_rows
-        of_spec = z_PR[:, start : start + spec.rank], b_OR
-        pieces.setdefault((first, first + spec.part.num_rows), []).append(of_spec)
-        start += spec.rank
+        columns = first, first + spec.part.num_rows
+        pieces.setdefault(columns, []).append((z_PR[:, ranks], b_OR))
     for (first, stop), found in pieces.items():
         z, b = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         y_PO = y_PO + F.pad(F.linear(z, b), (first, y_PO.shape[1] - stop))
@@ -186,13 +174,13 @@ def _take_over(mixture: MixtureOfExperts, other: MixtureOfExperts) -> None:
 
 
 def _specs_of_experts(
-    specs: tuple[PartSpec, ...], num_rows: int
-) -> dict[int, tuple[PartSpec, ...]]:
+    specs: tuple[PartSpec, ...], num_experts: int, num_rows: int
+) -> list[list[PartSpec]]:
     """Groups the specs by expert, with rows counted inside the expert's own matrix of `num_rows`
     rows."""
-    found: dict[int, tuple[PartSpec, ...]] = {}
+    found: list[list[PartSpec]] = [[] for _ in range(num_experts)]
     for spec in specs:
         expert, start = divmod(spec.part.rows.start, num_rows)
         part = replace(spec.part, rows=slice(start, start + spec.part.num_rows))
-        found[expert] = (*found.get(expert, ()), replace(spec, part=part))
+        found[expert].append(replace(spec, part=part))
     return found

@@ -100,12 +100,14 @@ def lora_product(
 
 def split_parts(
     specs: Sequence[PartSpec], a_RI: Tensor, b_flat: Tensor
-) -> Iterator[tuple[PartSpec, Tensor, Tensor]]:
-    """Yields each part's spec with views of its A [R, I] and B [O, R]."""
-    all_a = a_RI.split([spec.rank for spec in specs])
-    all_b = b_flat.split([spec.num_b for spec in specs])
-    for spec, a, b in zip(specs, all_a, all_b, strict=True):
-        yield spec, a, b.view(spec.part.num_rows, spec.rank)
+) -> Iterator[tuple[PartSpec, slice, Tensor, Tensor]]:
+    """Yields each part's spec, its ranks among those of all parts, and views of its A [R, I] and B
+    [O, R]."""
+    first = 0
+    for spec, b in zip(specs, b_flat.split([spec.num_b for spec in specs]), strict=True):
+        ranks = slice(first, first + spec.rank)
+        yield spec, ranks, a_RI[ranks], b.view(spec.part.num_rows, spec.rank)
+        first = ranks.stop
 
 
 def _product(
@@ -122,12 +124,9 @@ def _product(
         z_MR = F.linear(x_MI, a_RI)
     else:
         parts = split_parts(specs, a_RI, b_flat)
-        z_MR = torch.cat([F.linear(x_MI[:, spec.part.columns], a) for spec, a, _ in parts], dim=1)
-    start = 0
-    for spec, _, b_OR in split_parts(specs, a_RI, b_flat):
-        ranks = slice(start, start + spec.rank)
+        z_MR = torch.cat([F.linear(x_MI[:, spec.part.columns], a) for spec, _, a, _ in parts], 1)
+    for spec, ranks, _, b_OR in split_parts(specs, a_RI, b_flat):
         y_MO[:, spec.part.rows].addmm_(z_MR[:, ranks], b_OR.T, alpha=spec.scale)
-        start = ranks.stop
     return y_MO, z_MR
 
 
@@ -152,24 +151,20 @@ class _LoraProduct(torch.autograd.Function):
         assert not needs_weight or ctx.expert is None, "stacks of experts are frozen"
         grad_x_MI = grad_MO @ weight_OI if needs_x else None
         grad_z_MR, grads_b = torch.empty_like(z_MR), []
-        start = 0
-        for spec, _, b_OR in split_parts(ctx.specs, a_RI, b_flat):
-            ranks, part_MO = slice(start, start + spec.rank), grad_MO[:, spec.part.rows]
+        for spec, ranks, _, b_OR in split_parts(ctx.specs, a_RI, b_flat):
+            part_MO = grad_MO[:, spec.part.rows]
             grad_z_MR[:, ranks] = (part_MO @ b_OR).mul_(spec.scale)
             grads_b.append((part_MO.T @ z_MR[:, ranks]).mul_(spec.scale).flatten())
-            start = ranks.stop
         if a_RI.shape[1] == x_MI.shape[1]:
             grad_a_RI = grad_z_MR.T @ x_MI
             if grad_x_MI is not None:
                 grad_x_MI.addmm_(grad_z_MR, a_RI)
         else:
-            grads_a = []
-            pieces = grad_z_MR.split([spec.rank for spec in ctx.specs], dim=1)
-            parts = split_parts(ctx.specs, a_RI, b_flat)
-            for (spec, a, _), grad_z in zip(parts, pieces, strict=True):
-                grads_a.append(grad_z.T @ x_MI[:, spec.part.columns])
+            grad_a_RI = torch.empty_like(a_RI)
+            for spec, ranks, a, _ in split_parts(ctx.specs, a_RI, b_flat):
+                grad_z, columns = grad_z_MR[:, ranks], spec.part.columns
+                grad_a_RI[ranks] = grad_z.T @ x_MI[:, columns]
                 if grad_x_MI is not None:
-                    grad_x_MI[:, spec.part.columns].addmm_(grad_z, a)
-            grad_a_RI = torch.cat(grads_a)
+                    grad_x_MI[:, columns].addmm_(grad_z, a)
         grad_weight = grad_MO.T @ x_MI if needs_weight else None
         return grad_x_MI, grad_weight, grad_a_RI, torch.cat(grads_b), None, None

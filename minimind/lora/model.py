@@ -79,7 +79,7 @@ def collect_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
     adapter: dict[str, LoraPart] = {}
     for prefix, specs in _prefixes(model):
         tensors = (weights[f"{prefix}lora_A"], weights[f"{prefix}lora_B"])
-        for spec, a_RI, b_OR in split_parts(specs, *tensors):
+        for spec, _, a_RI, b_OR in split_parts(specs, *tensors):
             adapter[spec.part.name] = LoraPart(a_RI, b_OR, spec.alpha)
     return adapter
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import minimind_kernels as K
 import torch
@@ -10,12 +10,9 @@ from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 
-
-class AttentionFn(Protocol):
-    """Computes attention for one layer, and so decides which tokens see which: over packed
-    documents, or over one layer of a cache."""
-
-    def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor: ...
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q_MNH, k_MKH, v_MKH) -> softmax(q·kᵀ/√H)·v, [M, N, H]. It decides which tokens see which: those
+of a packed document, or of a sequence in one layer of a cache."""
 
 
 class Attention(nn.Module):
@@ -57,4 +54,4 @@ class Attention(nn.Module):
             eps=config.rms_norm_eps,
             cast_before_weight=config.norm_cast_before_weight,
         )
-        return self.o_proj(attend.attend(q_MNH, k_MKH, v_MKH).flatten(1))
+        return self.o_proj(attend(q_MNH, k_MKH, v_MKH).flatten(1))

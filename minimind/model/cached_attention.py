@@ -58,8 +58,8 @@ class CachePlan(Protocol):
     def positions_M(self) -> Tensor: ...
     @property
     def places_MK(self) -> Tensor:
-        """int64: the index of each head of each new token in the cache layer laid flat (see
-        CacheLayer.store)."""
+        """int64: the index of each head of each new token in a layer of the cache laid flat as
+        [slots · K · capacity]."""
         ...
 
     def attend(self, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,16 +36,9 @@ LEAST_FILLED = 0.75
 launches and more padding."""
 
 
-class AttentionPlan(Protocol):
-    def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
-        """Computes softmax(q·kᵀ/√H)·v per document, where each token sees itself and those before
-        it: [M, N, H]."""
-        ...
-
-
 def plan_attention(
     batch: Batch, num_heads: int, head_size: int, dtype: torch.dtype
-) -> AttentionPlan:
+) -> BucketPlan | VarlenPlan | PaddedPlan:
     """Plans attention for the documents of `batch` on their device; logs once which kind of
     attention a GPU runs, and why. Does not wait for the device."""
     device = batch.cu_seqlens.device

@@ -75,23 +75,9 @@ class CacheLayer:
         size = keys_SKCH.shape[-1]
         self._key_places, self._value_places = keys_SKCH.view(-1, size), values_SKCH.view(-1, size)
 
-    def store(self, places_MK: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> None:
-        """Stores new keys and values. `places_MK`, int64, is the index of each head of each new
-        token in this layer laid flat as [slots · K · capacity]."""
-        size = k_MKH.shape[-1]
-        places = places_MK.view(-1)
+    def attend(self, plan: CachePlan, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
+        """Stores the new keys and values, then lets each new token see itself and all before it."""
+        size, places = k_MKH.shape[-1], plan.places_MK.view(-1)
         self._key_places.index_copy_(0, places, k_MKH.reshape(-1, size))
         self._value_places.index_copy_(0, places, v_MKH.reshape(-1, size))
-
-
-class PlannedLayer:
-    """Joins one layer of a cache with a forward's plan; a block calls its `attend`."""
-
-    def __init__(self, layer: CacheLayer, plan: CachePlan) -> None:
-        self._layer, self._plan = layer, plan
-
-    def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
-        """Stores the new keys and values, then lets each new token see itself and all before it."""
-        layer, plan = self._layer, self._plan
-        layer.store(plan.places_MK, k_MKH, v_MKH)
-        return plan.attend(q_MNH, layer.keys_SKCH, layer.values_SKCH)
+        return plan.attend(q_MNH, self.keys_SKCH, self.values_SKCH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import cast
 
@@ -15,7 +16,7 @@ from minimind.model.attention import Attention, AttentionFn
 from minimind.model.cached_attention import CachePlan
 from minimind.model.document_attention import plan_attention
 from minimind.model.feed_forward import SwiGLU
-from minimind.model.kv_cache import KVCache, PlannedLayer
+from minimind.model.kv_cache import KVCache
 from minimind.model.moe import MixtureOfExperts
 from minimind.model.rope import rope_tables
 from minimind.model.router_report import RouterReport
@@ -136,7 +137,7 @@ class Transformer(nn.Module):
             report = RouterReport(batch)
         delta_MD, residual_MD = embedded_MD, None
         for block in self.layers:
-            inputs = (delta_MD, residual_MD, rope, positions_M, plan, report)
+            inputs = (delta_MD, residual_MD, rope, positions_M, plan.attend, report)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 delta_MD, residual_MD = cast(
                     tuple[Tensor, Tensor], checkpoint(block, *inputs, use_reentrant=False)
@@ -159,7 +160,7 @@ class Transformer(nn.Module):
         positions_M = plan.positions_M
         delta_MD, residual_MD = self.embed_tokens(ids_M), None
         for block, layer in zip(self.layers, cache.layers, strict=True):
-            attend = PlannedLayer(layer, plan)
+            attend = functools.partial(layer.attend, plan)
             delta_MD, residual_MD = block(delta_MD, residual_MD, cache.rope, positions_M, attend)
         residual_MD = cast(Tensor, residual_MD)
         if wanted_R is not None:

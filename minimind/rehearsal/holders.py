@@ -41,7 +41,10 @@ backward, update: their temporaries; rollouts: generating answers, with its cach
 cache: keys and values; decoding: the temporaries of a generation's step;
 batches: tokens and other input."""
 
-_LOGITS = ("linear_loss.py", "linear_kl.py", "linear_token_loss.py", "linear_distillation.py")
+_LOGITS = (
+    *("linear_loss.py", "linear_kl.py", "linear_token_loss.py", "linear_distillation.py"),
+    "token_chunks.py",
+)
 _FRAMES = 12
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,6 @@ from minimind.model.state_dict import load_hf_folder, save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.samples.text import load_sample_tokenizer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 (IDS,) = random_documents([30])
 
 

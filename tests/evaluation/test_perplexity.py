@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from minimind.errors import DataError
 from minimind.evaluation.perplexity import measure_perplexity
 from minimind.model.state_dict import save_hf_folder
 from minimind.samples.text import load_sample_tokenizer, text_documents
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 TEXTS = ["Count from 1 to 3: 1, 2, 3.", "从1数到3：1，2，3。", "6 + 9 = 15"]
 

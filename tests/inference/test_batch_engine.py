@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 import torch
 from small_adapters import random_adapter
-from small_engines import check_greedy, engine_of, request, tokenizer, whole
+from small_engines import (
+    check_greedy,
+    engine_of,
+    fail_a_step,
+    request,
+    run_to_the_end,
+    tokenizer,
+    whole,
+)
 from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
-from torch import Tensor
 
 from minimind.errors import ConfigError
 from minimind.inference.batch_engine import BatchEngine
@@ -90,9 +97,8 @@ def test_company_changes_nothing(model: Transformer):
             for delta in engine.step():
                 found.setdefault(delta.request_id, []).extend(delta.ids)
         engine.cancel(others.pop(generator.randrange(len(others))))
-    while engine.has_work:
-        for delta in engine.step():
-            found.setdefault(delta.request_id, []).extend(delta.ids)
+    for delta in run_to_the_end(engine):
+        found.setdefault(delta.request_id, []).extend(delta.ids)
     assert [tuple(found[i]) for i in ids] == [completion.ids for completion in alone]
 
 
@@ -169,25 +175,13 @@ def test_the_limit_counts_new_tokens(model: Transformer):
         assert (found.finish_reason, found.prompt_tokens) == ("length", 2)
 
 
-def test_a_batch_that_fails_does_not_take_the_engine_with_it(
-    model: Transformer, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_batch_that_fails_does_not_take_the_engine_with_it(model: Transformer):
     prompts = random_documents([5, 6, 7])
     engine = engine_of(model, 2)
     ids = [engine.submit(request(p, new=4)) for p in prompts]
     engine.step()
-
-    def broken(*arguments: Any) -> Tensor:
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "decode", broken)
-        reasons = {delta.request_id: delta.finish_reason for delta in engine.step()}
-    assert reasons == {ids[0]: "error", ids[1]: "error"}
-    deltas = []
-    while engine.has_work:
-        deltas += engine.step()
-    check_greedy(model, prompts[2], Completion.join(deltas))
+    assert fail_a_step(engine, model) == {ids[0]: "error", ids[1]: "error"}
+    check_greedy(model, prompts[2], Completion.join(run_to_the_end(engine)))
     check_greedy(model, prompts[0], engine.generate([request(prompts[0])])[0])
 
 

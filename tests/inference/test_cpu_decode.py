@@ -22,17 +22,14 @@ from cpu_decoding import (
     prompted,
 )
 from minimind_kernels import backend
+from small_engines import engine_of, request
 from small_models import EXPERTS, FAMILIES, random_documents
 from torch import Tensor
 
 from minimind.inference import cpu_library
-from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
-from minimind.inference.request import GenerationRequest
-from minimind.inference.sampling import SamplingParams
 from minimind.model.cached_attention import Piece
 from minimind.model.kv_cache import KVCache
-from minimind.samples.text import load_sample_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compiling")
 
@@ -169,19 +166,14 @@ def test_changed_weights_are_noticed() -> None:
 @pytest.mark.parametrize("max_batch", [1, 5])
 def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
     model = model_of()
-    requests = [
-        GenerationRequest(prompt_ids=ids, params=SamplingParams(max_new_tokens=20, logprobs=2))
-        for ids in random_documents([3, 17, 1, 40, 8, 2, 25])
-    ]
+    prompts = random_documents([3, 17, 1, 40, 8, 2, 25])
+    requests = [request(ids, new=20, logprobs=2) for ids in prompts]
 
-    def texts(fast_decode: bool) -> list[tuple[int, ...]]:
-        engine = BatchEngine(
-            model, load_sample_tokenizer(), max_batch=max_batch, max_tokens=max_batch * CAPACITY,
-            fast_decode=fast_decode,
-        )  # fmt: skip
+    def tokens(fast_decode: bool) -> list[tuple[int, ...]]:
+        engine = engine_of(model, max_batch, CAPACITY, fast_decode=fast_decode)
         return [completion.ids for completion in engine.generate(requests)]
 
-    assert texts(True) == texts(False)
+    assert tokens(True) == tokens(False)
 
 
 @needs_compiler

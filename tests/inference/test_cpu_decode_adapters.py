@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import cast
 
 import pytest
@@ -17,16 +18,13 @@ from cpu_decoding import (
     prompted,
 )
 from small_adapters import named, random_adapter
+from small_engines import engine_of, request
 from small_models import random_documents
 from torch import Tensor
 
-from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
-from minimind.inference.request import GenerationRequest
-from minimind.inference.sampling import SamplingParams
 from minimind.lora.adapter import merge_adapter
 from minimind.lora.loaded import LoadedAdapters
-from minimind.samples.text import load_sample_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compiling")
 
@@ -40,13 +38,9 @@ def test_adapters_come_and_go() -> None:
     adapters.add("poet", poet)
 
     def answers(fast_decode: bool) -> list[tuple[int, ...]]:
-        engine = BatchEngine(
-            model, load_sample_tokenizer(), max_batch=4, max_tokens=4 * CAPACITY,
-            adapters=adapters, fast_decode=fast_decode,
-        )  # fmt: skip
-        params = SamplingParams(max_new_tokens=12)
+        engine = engine_of(model, 4, CAPACITY, adapters=adapters, fast_decode=fast_decode)
         requests = [
-            GenerationRequest(prompt_ids=ids, params=params, adapter=name)
+            dataclasses.replace(request(ids, new=12), adapter=name)
             for ids, name in zip(random_documents([9, 9, 20, 4]), ("poet", None) * 2, strict=True)
         ]
         return [completion.ids for completion in engine.generate(requests)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from grammars import compiled
 from replayed_steps import (
     ALL_SETTINGS,
     SETTINGS,
@@ -15,7 +16,13 @@ from replayed_steps import (
     mixed_requests,
     note_calls,
 )
-from small_engines import check_greedy, engine_of, request, tokenizer
+from small_engines import (
+    check_greedy,
+    engine_of,
+    fail_a_step,
+    request,
+    run_to_the_end,
+)
 from small_models import FAMILIES, random_documents, random_model, small_config
 
 from minimind.inference import model_runner
@@ -120,8 +127,7 @@ def test_where_a_grammar_holds_one_the_forward_begins_before_the_tokens_are_read
 ):
     """Two graphs a step: what is allowed is found between them, while the first goes on."""
     engine = engine_of(model, 4, slot=200)
-    stars = AnswerForm(content=regex_rules("[!-~]{150,}")).text(tokenizer())
-    held = engine.grammars.compile(stars)
+    held = compiled(AnswerForm(content=regex_rules("[!-~]{150,}")), model.config.vocab_size)
     for one in (*SETTINGS[:2], {"grammar": held, "temperature": 1.0}):
         engine.submit(request([5, 6, 7], new=60, seed=1, **one))
     for _ in range(5):
@@ -170,26 +176,14 @@ def test_those_who_come_and_leave_while_a_step_is_on_its_way(
     engine.refresh()
 
 
-def test_a_step_that_fails_takes_the_one_behind_it_along(
-    model: Transformer, replayed: Replayed, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_step_that_fails_takes_the_one_behind_it_along(model: Transformer, replayed: Replayed):
     engine = engine_of(model, 2)
     asked = [request(p, new=12) for p in random_documents([5, 6, 7])]
     ids = [engine.submit(one) for one in asked]
     for _ in range(5):
         engine.step()
-
-    def broken(*arguments: Any) -> Any:
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "decode", broken)
-        reasons = {delta.request_id: delta.finish_reason for delta in engine.step()}
-    assert reasons == {ids[0]: "error", ids[1]: "error"}
-    deltas = []
-    while engine.has_work:
-        deltas += engine.step()
-    check_greedy(model, asked[2].prompt_ids, Completion.join(deltas))
+    assert fail_a_step(engine, model) == {ids[0]: "error", ids[1]: "error"}
+    check_greedy(model, asked[2].prompt_ids, Completion.join(run_to_the_end(engine)))
 
 
 @pytest.mark.gpu
@@ -213,8 +207,8 @@ def test_graphs_change_nothing(settings: dict[str, Any]):
 def test_a_step_on_a_gpu_waits_once(kinds: list[dict[str, Any]]):
     """Where PyTorch raises an error at every wait that it knows of but that of an event."""
     engine = engine_of(random_model(small_config()).eval().cuda(), len(kinds), slot=200)
-    held = AnswerForm(content=regex_rules("[!-~]{150,}")).text(tokenizer())
-    grammar = engine.grammars.compile(held)
+    form = AnswerForm(content=regex_rules("[!-~]{150,}"))
+    grammar = compiled(form, small_config().vocab_size)
     for one in kinds:
         one = {**one, "grammar": grammar} if "grammar" in one else one
         engine.submit(request([5, 6, 7], new=60, seed=1, **one))

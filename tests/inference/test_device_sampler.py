@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from small_engines import generation_in, tokenizer
+from grammars import compiled
+from samplers import CPU, Opened, read
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind.inference.batch_settings import UsedSettings, round_up
 from minimind.inference.device_sampler import DeviceSampler
-from minimind.inference.grammar import GrammarCompiler
 from minimind.inference.grammar_texts import AnswerForm, regex_rules
 from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.sampler import Sampler
 from minimind.inference.sampling import SamplingParams
 
-CPU, META = torch.device("cpu"), torch.device("meta")
+META = torch.device("meta")
 V = 700
 """More than are sorted at first."""
 PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2}
-HELD = GrammarCompiler(tokenizer(), V).compile(
-    AnswerForm(content=regex_rules("[!-~]+")).text(tokenizer())
-)
+HELD = compiled(AnswerForm(content=regex_rules("[!-~]+")), V)
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "temperature": {"temperature": 0.7},
@@ -58,24 +55,9 @@ def logits_of(seed: int, rows: int) -> Tensor:
     return 3 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed))
 
 
-class Opened:
-    """A sampler with a sequence in each slot."""
-
-    def __init__(
-        self, kind: Any, params: list[SamplingParams], *more: Any, device: torch.device = CPU
-    ) -> None:
-        self.sampler = kind(len(params), V, device, *more)
-        self.batch = [generation_in(i, one, [3, 4, i]) for i, one in enumerate(params)]
-        for generation in self.batch:
-            self.sampler.open(generation)
-
-    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> list[Any]:
-        return read(self.sampler.sample(logits_BV, [self.batch[slot] for slot in slots]))
-
-
-def read(pending: PendingTokens) -> list[Any]:
-    """By slots, since each sampler has sequences of its own."""
-    return [(one.slot, token, logprob) for one, token, logprob in pending.read()]
+def opened(kind: Any, params: list[SamplingParams], device: torch.device = CPU) -> Opened:
+    more = (9,) if kind is DeviceSampler else ()
+    return Opened(kind(len(params), V, device, *more), params, prompt=(3, 4))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +65,7 @@ def read(pending: PendingTokens) -> list[Any]:
 )
 def test_tokens_are_those_of_a_cpu(params: list[SamplingParams]):
     """Of every option, and their log-probabilities: bit for bit."""
-    host, device = Opened(Sampler, params), Opened(DeviceSampler, params, 9)
+    host, device = opened(Sampler, params), opened(DeviceSampler, params)
     for step in range(9):
         logits_BV = logits_of(step, len(params))
         slots = list(range(len(params)))
@@ -93,7 +75,7 @@ def test_tokens_are_those_of_a_cpu(params: list[SamplingParams]):
 def test_rows_that_fill_a_batch_up_are_without_effect():
     """Whatever their logits are: those of a GPU's graph are not the first row's to the last bit."""
     params = ALL[1:6] + ALL[8:9]
-    host, device = Opened(Sampler, params), Opened(DeviceSampler, params, 9)
+    host, device = opened(Sampler, params), opened(DeviceSampler, params)
     slots = list(range(len(params)))
     for step in range(9):
         logits_BV = logits_of(step, 8)
@@ -106,7 +88,7 @@ def test_rows_that_fill_a_batch_up_are_without_effect():
 
 
 def test_the_order_of_rows_is_without_effect():
-    host, device = Opened(Sampler, ALL), Opened(DeviceSampler, ALL, 9)
+    host, device = opened(Sampler, ALL), opened(DeviceSampler, ALL)
     orders = itertools.cycle([[*range(len(ALL))], [*range(len(ALL))][::-1], [4, 8, 2], [6]])
     for step, slots in zip(range(9), orders, strict=False):
         logits_BV = logits_of(step, len(ALL))[slots]
@@ -130,10 +112,10 @@ class NoCopies(TorchDispatchMode):
 )
 def test_nothing_is_read_on_the_way(params: list[SamplingParams]):
     """Tensors without values raise where one is looked at, or where a size depends on them."""
-    opened, rows = Opened(DeviceSampler, params, 9, device=META), round_up(len(params))
-    asked = opened.sampler.place(opened.batch, rows)
+    device, rows = opened(DeviceSampler, params, META), round_up(len(params))
+    asked = device.sampler.place(device.batch, rows)
     with NoCopies():
-        packed, ids_B = opened.sampler.sample_placed(torch.empty(rows, V, device=META), asked)
+        packed, ids_B = device.sampler.sample_placed(torch.empty(rows, V, device=META), asked)
     assert (ids_B.shape, ids_B.dtype) == ((rows,), torch.int64)
     assert packed.shape[0] == rows * (1 if asked.logprobs is None else 2 + 2 * asked.logprobs)
 
@@ -141,9 +123,9 @@ def test_nothing_is_read_on_the_way(params: list[SamplingParams]):
 def test_the_sampler_of_a_cpu_does_look():
     """Else the test before would show nothing."""
     params = [SamplingParams(temperature=1.0, top_p=0.9)]
-    opened = Opened(Sampler, params, device=META)
+    host = opened(Sampler, params, META)
     with pytest.raises(RuntimeError, match="meta"):
-        opened.sample(torch.empty(1, V, device=META), [0])
+        host.sample(torch.empty(1, V, device=META), [0])
 
 
 def test_settings_that_are_like_take_the_same_graph():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,9 +24,6 @@ from minimind.model.kv_cache import KVCache
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.samples.text import load_sample_tokenizer
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 
 class Scripted(Transformer):

@@ -85,8 +85,9 @@ def test_a_held_row_takes_the_best_of_what_is_allowed(
     engine: BatchEngine, temperature: float
 ) -> None:
     """Beside rows that are free; greedy: the most likely allowed token of the model's own."""
-    form = AnswerForm(content=json_rules({"type": "array", "items": STEP, "maxItems": 3}))
-    grammar = engine.grammars.compile(form.text(tokenizer()))
+    grammar = compiled(
+        AnswerForm(content=json_rules({"type": "array", "items": STEP, "maxItems": 3}))
+    )
     settings: dict[str, Any] = {"temperature": temperature, "seed": 3, "logprobs": V}
     free = [request([1, 40 + i], new=9, temperature=1.0, seed=i) for i in range(3)]
     held = request([1, 50], new=40, grammar=grammar, **settings)
@@ -147,9 +148,7 @@ def test_answers_of_an_untrained_model_keep_to_any_schema(engine: BatchEngine) -
             stop_ids=(tokenizer().eos_id,),
             temperature=1.0,
             seed=i,
-            grammar=engine.grammars.compile(
-                AnswerForm(content=json_rules(schema)).text(tokenizer())
-            ),
+            grammar=compiled(AnswerForm(content=json_rules(schema))),
         )
         for i, schema in enumerate(schemas)
     ]
@@ -166,8 +165,7 @@ def test_answers_of_an_untrained_model_keep_to_any_schema(engine: BatchEngine) -
 
 
 def test_what_a_limit_cuts_off_begins_a_text_of_the_form(engine: BatchEngine) -> None:
-    form = AnswerForm(content=regex_rules("(ab){20}"))
-    grammar = engine.grammars.compile(form.text(tokenizer()))
+    grammar = compiled(AnswerForm(content=regex_rules("(ab){20}")))
     (answer,) = engine.generate([request([1], new=7, grammar=grammar)])
     assert answer.finish_reason == "length"
     assert ("ab" * 20).startswith(answer.text)
@@ -175,15 +173,14 @@ def test_what_a_limit_cuts_off_begins_a_text_of_the_form(engine: BatchEngine) ->
 
 
 def test_the_end_of_a_grammar_needs_no_token_of_its_own(engine: BatchEngine) -> None:
-    form = AnswerForm(content=choice_rules(["ab"]))
-    grammar = engine.grammars.compile(form.text(tokenizer()))
+    grammar = compiled(AnswerForm(content=choice_rules(["ab"])))
     (answer,) = engine.generate([request([1], new=7, grammar=grammar)])
     assert (answer.text, answer.finish_reason) == ("ab", "stop")
     assert tokenizer().eos_id not in answer.ids
 
 
 def test_a_slot_forgets_its_grammar(engine: BatchEngine) -> None:
-    grammar = engine.grammars.compile(AnswerForm(content=choice_rules(["a"])).text(tokenizer()))
+    grammar = compiled(AnswerForm(content=choice_rules(["a"])))
     prompts = [[1, 40 + i] for i in range(8)]
     before = engine.generate([request(p, new=5) for p in prompts])
     engine.generate([request(p, new=5, grammar=grammar) for p in prompts])
@@ -249,8 +246,7 @@ def test_thoughts_cannot_spell_their_end_in_other_tokens() -> None:
 def test_a_grammar_that_fails_fails_its_request_alone(
     engine: BatchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = AnswerForm(content=regex_rules("[a-z]{30}"))
-    grammar = engine.grammars.compile(form.text(tokenizer()))
+    grammar = compiled(AnswerForm(content=regex_rules("[a-z]{30}")))
     accept = GrammarMasks.accept
 
     def fail(self: GrammarMasks, slot: int, token: int) -> bool:

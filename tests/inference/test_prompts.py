@@ -57,7 +57,7 @@ def test_prompts_of_conversations_are_short_first_questions(tmp_path: Path):
 def test_samples_show_prompt_and_continuation(model: Transformer, is_chat: bool):
     seen: list[torch.Tensor] = []
     hook = model.embed_tokens.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    (text,) = answer_lines(model, TOKENIZER, ["7 + 5 ="], is_chat=is_chat, max_new_tokens=5)
+    (text,) = answer_lines(model, TOKENIZER, ["7 + 5 ="], is_chat=is_chat)
     hook.remove()
     assert text.startswith("7 + 5 = → ")
     prompt = TOKENIZER.decode(seen[0].tolist(), skip_special=False)

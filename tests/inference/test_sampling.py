@@ -11,7 +11,6 @@ import torch
 from samplers import (
     V,
     both_samplers,
-    choose,
     params,
     random_logits,
     sampler_of,
@@ -34,7 +33,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float, kind: ty
         sampler = sampler_of(p, prompt=seen, kind=kind)
         for step in range(12):
             logits_V = random_logits(100 * seed + step, scale=1.0)
-            token = choose(sampler, logits_V[None], [0])[0]
+            token = sampler.choose(logits_V[None])[0]
             assert token == int(transformers_logits(logits_V, seen, p).argmax())
             seen.append(token)
 
@@ -48,7 +47,7 @@ def test_presence_and_frequency_count_the_continuation_alone(kind: type[Sampler]
     counts = torch.zeros(V)
     for step in range(40):
         logits_V = random_logits(0, scale=1.0) + random_logits(step, scale=0.1)
-        token = choose(sampler, logits_V[None], [0])[0]
+        token = sampler.choose(logits_V[None])[0]
         assert token == int((logits_V - 0.2 * counts - 0.3 * (counts > 0)).argmax())
         counts[token] += 1
     assert counts.max() > 1, "else frequency would not show"
@@ -72,12 +71,12 @@ def test_a_sequence_does_not_see_who_shares_the_batch(kind: type[Sampler]):
     alone = [sampler_of(*MIXED) for _ in MIXED]
     together, changing = (sampler_of(*MIXED, kind=kind) for _ in range(2))
     for step, logits in enumerate(logits_SV):
-        expected = [choose(one, logits[i : i + 1], [i])[0] for i, one in enumerate(alone)]
-        assert choose(together, logits, range(7)) == expected
+        expected = [one.choose(logits[i : i + 1], [i])[0] for i, one in enumerate(alone)]
+        assert together.choose(logits, range(7)) == expected
         split = step % 6 + 1
         slots = [*range(split, 7), *range(split)]
         for part in (slots[:3], slots[3:]):
-            found = choose(changing, logits[part], part)
+            found = changing.choose(logits[part], part)
             assert found == [expected[i] for i in part]
 
 
@@ -86,9 +85,9 @@ def test_a_slot_starts_anew(kind: type[Sampler]):
     p = params(temperature=0.0, repetition_penalty=5.0, frequency_penalty=1.0)
     logits_1V = random_logits(3)[None]
     sampler = sampler_of(p, kind=kind)
-    first = [choose(sampler, logits_1V, [0])[0] for _ in range(5)]
-    sampler.open(0, p)
-    assert [choose(sampler, logits_1V, [0])[0] for _ in range(5)] == first
+    first = [sampler.choose(logits_1V)[0] for _ in range(5)]
+    sampler.reopen(0)
+    assert [sampler.choose(logits_1V)[0] for _ in range(5)] == first
     assert len(set(first)) > 1
 
 
@@ -100,22 +99,22 @@ def test_logits_that_are_no_numbers_give_no_token(
 ):
     p = params(temperature=temperature, seed=1)
     logits_BV = torch.stack([random_logits(0), random_logits(1)])
-    expected = choose(sampler_of(p, p, kind=kind), logits_BV, [0, 1])
+    expected = sampler_of(p, p, kind=kind).choose(logits_BV, [0, 1])
     logits_BV[0, 5] = bad
-    assert choose(sampler_of(p, p, kind=kind), logits_BV, [0, 1]) == [NO_TOKEN, expected[1]]
+    assert sampler_of(p, p, kind=kind).choose(logits_BV, [0, 1]) == [NO_TOKEN, expected[1]]
 
 
 def test_greedy_is_the_most_likely_whatever_the_filters():
     for seed in range(10):
         p = params(temperature=0.0, top_k=3, top_p=0.1, min_p=0.9, seed=seed)
-        tokens = choose(sampler_of(p), random_logits(seed)[None], [0])
+        tokens = sampler_of(p).choose(random_logits(seed)[None])
         assert tokens == [int(random_logits(seed).argmax())]
 
 
 def draws(count: int = 40, **changes: Any) -> list[int]:
     sampler = sampler_of(params(**changes))
     logits_1V = random_logits(0, scale=1.0)[None]
-    return [choose(sampler, logits_1V, [0])[0] for _ in range(count)]
+    return [sampler.choose(logits_1V)[0] for _ in range(count)]
 
 
 def test_a_seed_repeats_the_tokens():
@@ -139,7 +138,7 @@ def test_tokens_come_as_often_as_they_are_likely(kind: type[Sampler]):
     sampler = sampler_of(
         params(seed=1, top_k=3, max_new_tokens=count), prompt=[0], kind=kind, vocab=4
     )
-    tokens = [choose(sampler, logits_V[None], [0])[0] for _ in range(count)]
+    tokens = [sampler.choose(logits_V[None])[0] for _ in range(count)]
     found = torch.bincount(torch.tensor(tokens), minlength=4)
     assert found[2] == 0
     for token, share in ((0, 2 / 9), (1, 4 / 9), (3, 3 / 9)):
@@ -154,7 +153,7 @@ def test_logits_are_left_alone(kind: type[Sampler]):
     logits_V = random_logits(1)
     kept = logits_V.clone()
     p = params(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.5, presence_penalty=0.5)
-    choose(sampler_of(p, kind=kind), logits_V[None], [0])
+    sampler_of(p, kind=kind).choose(logits_V[None])
     assert torch.equal(logits_V, kept)
 
 

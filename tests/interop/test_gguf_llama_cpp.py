@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from minimind.samples.text import load_sample_tokenizer
 
 pytest.importorskip("xllamacpp", reason="needs xllamacpp, which holds llama.cpp")
 pytestmark = pytest.mark.slow
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 SIZES: dict[str, dict[str, Any]] = {
     "minimind2-small": {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from minimind.model.state_dict import load_hf_folder, save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.samples.text import load_sample_tokenizer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 PROMPT = random_documents([23], vocab=97)[0]
 VLLM_CLASSES = {"LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}
 """Of vllm/model_executor/models/registry.py, those that compute models like ours."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from minimind.lora.peft_format import save_adapter
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 (IDS,) = random_documents([20])
 
 

@@ -6,8 +6,6 @@ import torch
 from minimind_kernels import backend
 from minimind_kernels.rope import qk_rope_reference
 
-HEADS = [(1, 1, 2), (8, 2, 16), (3, 1, 24), (4, 4, 96)]
-
 
 def tables(head_size, device, num_positions=50):
     inverse = 1e6 ** (-torch.arange(0, head_size, 2) / head_size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -31,7 +30,6 @@ from minimind.lora.folder import (
 from minimind.lora.peft_format import save_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder, split_fused
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 CONFIG = small_config()
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -52,7 +52,7 @@ def make_linear(case: str, dtype: torch.dtype) -> LoraLinear:
 
 def explicit(linear: LoraLinear, x_MI: Tensor) -> Tensor:
     weight = linear.weight.clone()
-    for spec, a_RI, b_OR in split_parts(linear.specs, linear.lora_A, linear.lora_B):
+    for spec, _, a_RI, b_OR in split_parts(linear.specs, linear.lora_A, linear.lora_B):
         rows = torch.arange(spec.part.rows.start, spec.part.rows.stop)
         weight = weight.index_add(0, rows, spec.alpha / spec.rank * b_OR @ a_RI)
     return x_MI @ weight.T
@@ -84,7 +84,7 @@ def test_a_fused_adapter_is_its_parts_apart():
     x_MI = torch.randn(5, 6)
     y_MO = fused(x_MI)
     pieces = list(split_parts(fused.specs, fused.lora_A, fused.lora_B))
-    for spec, a_RI, b_OR in pieces:
+    for spec, _, a_RI, b_OR in pieces:
         rows = spec.part.rows
         alone = nn.Linear(6, spec.part.num_rows, bias=False)
         alone.weight = nn.Parameter(fused.weight[rows].detach())

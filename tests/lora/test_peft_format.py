@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from minimind.model.hf_config import load_hf_config
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 (IDS,) = random_documents([20])
 SQUARE: dict[str, Any] = EXPERTS | {"moe_intermediate_size": 32}
 TALL: dict[str, Any] = EXPERTS | {"moe_intermediate_size": 16}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_folders import named
+from small_adapters import named
 from small_models import random_model, small_config
 
 from minimind.model.state_dict import save_hf_folder

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from hf_folders import edit_config, edit_tensors, named
+from hf_folders import edit_config, edit_tensors
 from safetensors.torch import load_file
+from small_adapters import named
+from small_models import EXPERTS
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
@@ -18,38 +20,57 @@ from minimind.errors import CheckpointError
 from minimind.model.state_dict import join_fused, load_hf_config, load_hf_folder
 from minimind.model.transformer import Transformer
 
+Saved = Callable[..., tuple[Path, Transformer]]
+
+
+DENSE = [
+    ({"model_type": "gpt2"}, ["'gpt2'", "llama", "qwen3"]),
+    ({"model_type": "qwen2"}, ["'qwen2'", "biases"]),
+    ({"model_type": None}, ["not the config.json of a model"]),
+    ({"hidden_size": None}, ["hidden_size", "missing"]),
+    ({"hidden_size": "32"}, ["hidden_size", "'32'"]),
+    ({"num_attention_heads": 3}, ["num_attention_heads", "3"]),
+    ({"attention_bias": True}, ["attention_bias", "True"]),
+    ({"mlp_bias": True}, ["mlp_bias"]),
+    ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "silu"]),
+    ({"use_sliding_window": True}, ["use_sliding_window"]),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, ["sliding_attention"]),
+    ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["'dynamic'", "llama3"]),
+    ({"rope_scaling": {"rope_type": "linear"}}, ["rope_scaling", "factor"]),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, ["low_freq_factor"]),
+    ({"rope_scaling": {"rope_type": "yarn"}}, ["rope_scaling", "factor"]),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": "x"}}, ["rope_scaling", "factor"]),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, ["mscale"]),
+    ({"minimind": {"speed": 3}}, ["speed"]),
+    ({"minimind": 3}, ["not the config.json of a model"]),
+    ({"rope_scaling": {"rope_type": []}}, ["rope_scaling is of type []", "known: yarn"]),
+    ({"rope_parameters": {"type": {}}}, ["rope_scaling is of type {}", "known: yarn"]),
+    ({"num_hidden_layers": "2"}, ["num_hidden_layers", "'2'"]),
+    ({"layer_types": 5}, ["not the config.json of a model"]),
+]
+OF_EXPERTS = [
+    ({"num_experts": 1}, ["num_experts", "1"]),
+    ({"num_experts": "4"}, ["num_experts", "'4'"]),
+    ({"num_experts_per_tok": 7}, ["num_experts_per_tok", "7"]),
+    ({"mlp_only_layers": "all"}, ["mlp_only_layers", "'all'"]),
+    ({"mlp_only_layers": [0, 1]}, ["mlp_only_layers", "all 2 layers"]),
+    ({"decoder_sparse_step": 3}, ["mlp_only_layers", "all 2 layers"]),
+    ({"model_type": "qwen4_moe"}, ["qwen4_moe", "'qwen3_moe'", "'minimind_moe'"]),
+    ({"model_type": ["qwen3"]}, ["['qwen3']", "'qwen3_moe'"]),
+]
+
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"model_type": "gpt2"}, ["'gpt2'", "llama", "qwen3"]),
-        ({"model_type": "qwen2"}, ["'qwen2'", "biases"]),
-        ({"model_type": None}, ["not the config.json of a model"]),
-        ({"hidden_size": None}, ["hidden_size", "missing"]),
-        ({"hidden_size": "32"}, ["hidden_size", "'32'"]),
-        ({"num_attention_heads": 3}, ["num_attention_heads", "3"]),
-        ({"attention_bias": True}, ["attention_bias", "True"]),
-        ({"mlp_bias": True}, ["mlp_bias"]),
-        ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "silu"]),
-        ({"use_sliding_window": True}, ["use_sliding_window"]),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, ["sliding_attention"]),
-        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["'dynamic'", "llama3"]),
-        ({"rope_scaling": {"rope_type": "linear"}}, ["rope_scaling", "factor"]),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, ["low_freq_factor"]),
-        ({"rope_scaling": {"rope_type": "yarn"}}, ["rope_scaling", "factor"]),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": "x"}}, ["rope_scaling", "factor"]),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, ["mscale"]),
-        ({"minimind": {"speed": 3}}, ["speed"]),
-        ({"minimind": 3}, ["not the config.json of a model"]),
-    ],
+    ("experts", "changes", "words"),
+    [*(({}, *row) for row in DENSE), *((EXPERTS[0], *row) for row in OF_EXPERTS)],
     ids=str,
 )
 @pytest.mark.faults("a config.json with wrong values", "the field is named")
 def test_a_configuration_that_cannot_be_used_is_named(
-    saved: Callable[..., tuple[Path, Transformer]], changes: dict[str, Any], words: list[str]
+    saved: Saved, experts: dict[str, Any], changes: dict[str, Any], words: list[str]
 ):
-    folder, _ = saved()
+    folder, _ = saved(**experts)
     edit_config(folder, **changes)
     with pytest.raises(CheckpointError) as caught:
         load_hf_config(folder)
@@ -95,7 +116,7 @@ NORM = "model.layers.1.input_layernorm.weight"
 )
 @pytest.mark.faults("a tensor missing, misshapen or unknown", "named")
 def test_a_wrong_tensor_is_named(
-    saved: Callable[..., tuple[Path, Transformer]],
+    saved: Saved,
     change: Callable[[dict[str, Tensor]], object],
     words: list[str],
 ):
@@ -108,9 +129,7 @@ def test_a_wrong_tensor_is_named(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_output_head_equal_to_tied_embeddings_is_left_out(
-    saved: Callable[..., tuple[Path, Transformer]], dtype: torch.dtype
-):
+def test_an_output_head_equal_to_tied_embeddings_is_left_out(saved: Saved, dtype: torch.dtype):
     folder, model = saved()
 
     def add_head(tensors: dict[str, Tensor]) -> None:
@@ -123,7 +142,7 @@ def test_an_output_head_equal_to_tied_embeddings_is_left_out(
 
 
 def test_an_untied_head_that_is_missing_is_named(
-    saved: Callable[..., tuple[Path, Transformer]],
+    saved: Saved,
 ):
     folder, _ = saved()
     edit_config(folder, tie_word_embeddings=False)
@@ -133,7 +152,7 @@ def test_an_untied_head_that_is_missing_is_named(
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "header", "folder"])
 @pytest.mark.faults("weights cut, empty or garbage", "named")
-def test_a_damaged_file_is_named(saved: Callable[..., tuple[Path, Transformer]], damage: str):
+def test_a_damaged_file_is_named(saved: Saved, damage: str):
     folder, _ = saved()
     path = folder / "model.safetensors"
     whole = path.read_bytes()
@@ -147,7 +166,7 @@ def test_a_damaged_file_is_named(saved: Callable[..., tuple[Path, Transformer]],
         load_hf_folder(folder)
 
 
-def test_a_missing_file_is_named(saved: Callable[..., tuple[Path, Transformer]]):
+def test_a_missing_file_is_named(saved: Saved):
     folder, _ = saved()
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"none of model\.safetensors, model\.safet.*json\)"):
@@ -156,7 +175,7 @@ def test_a_missing_file_is_named(saved: Callable[..., tuple[Path, Transformer]])
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
 @pytest.mark.faults("a wrong safetensors index", "named")
-def test_a_wrong_index_is_named(saved: Callable[..., tuple[Path, Transformer]], text: str):
+def test_a_wrong_index_is_named(saved: Saved, text: str):
     folder, _ = saved()
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(text)
@@ -173,7 +192,7 @@ def test_a_missing_shard_is_named(hf_saved: Callable[..., Path]):
 
 
 @pytest.mark.faults("weights of another model", "refused")
-def test_weights_of_another_model_are_refused(saved: Callable[..., tuple[Path, Transformer]]):
+def test_weights_of_another_model_are_refused(saved: Saved):
     folder, model = saved()
     for changes in ({"num_hidden_layers": 1}, {"use_qk_norm": False}, {"num_hidden_layers": 3}):
         other = ModelConfig(**(model.config.to_dict() | changes))

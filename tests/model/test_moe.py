@@ -3,7 +3,6 @@ splitting a step must not change in it."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -22,9 +21,6 @@ from minimind.model.moe import MixtureOfExperts
 from minimind.model.router_report import RouterReport
 from minimind.model.transformer import Transformer
 from minimind.types import Batch, ModelOutput
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 
 def train(model: Transformer, batch: Batch) -> tuple[Tensor, ModelOutput]:

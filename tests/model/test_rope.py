@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rope_scalings import LLAMA3
 from small_models import reference_frequencies, small_config
 
 from minimind.config.model import ModelConfig
@@ -68,15 +69,6 @@ def test_yarn_is_the_formula_of_the_specification(
     expected = reference_frequencies(config)
     cos, sin = tables(config, 2)
     torch.testing.assert_close(torch.atan2(sin[1], cos[1]).double(), expected, rtol=1e-5, atol=0)
-
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 @pytest.mark.parametrize(

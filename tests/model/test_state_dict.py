@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from hf_folders import IDS, logits_in, named, transformers_logits
+from hf_folders import IDS, logits_in, transformers_logits
+from small_adapters import named
 from small_models import FAMILIES, logits_of, pack, random_model, small_config
 
 from minimind.model.state_dict import join_fused, load_hf_folder, save_hf_folder, split_fused

@@ -1,5 +1,5 @@
 import torch
-from minimind_kernels.op import OPS, PRESETS
+from minimind_kernels.op import PRESETS, build_cases
 
 TOKENS = 2048
 
@@ -25,8 +25,7 @@ def kept_bytes(function, inputs):
 (sizes,) = (one for one in PRESETS if one.preset == "minimind2-small")
 kept = {}
 print(f"{TOKENS:,} tokens of {sizes.preset} in bf16     plain PyTorch      ours")
-for op in OPS.values():
-    for case in op.cases(sizes, TOKENS, torch.bfloat16, "cpu"):
-        plain, ours = (kept_bytes(f, case.inputs) / 2**20 for f in (case.plain, case.ours))
-        kept[case.name] = plain, ours
-        print(f"{case.name:<38}{plain:>9.1f} MiB{ours:>7.1f} MiB")
+for case in build_cases(sizes, TOKENS, torch.bfloat16, "cpu"):
+    plain, ours = (kept_bytes(f, case.inputs) / 2**20 for f in (case.plain, case.ours))
+    kept[case.name] = plain, ours
+    print(f"{case.name:<38}{plain:>9.1f} MiB{ours:>7.1f} MiB")

@@ -1,10 +1,6 @@
 """Computes the second stage of a weight's gradient: adds the programs' partial sums in a fixed
 order."""
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import torch

@@ -1,6 +1,9 @@
 """Holds the tile sizes of each kernel for each architecture. They are fixed, so that no training
 run tunes."""
 
+# No Triton function is here, so all of Pyright's checks are on.
+# pyright: basic
+
 from __future__ import annotations
 
 import functools
@@ -62,7 +65,8 @@ class Tiles(Generic[AnyTile]):
         self._default = default
         self._by_arch = {"gfx942": default.for_wide_warps(), **by_arch}
 
-    def on(self, arch: str) -> AnyTile:
+    def on(self, arch: str, dtype: torch.dtype | None = None) -> AnyTile:
+        """Gives the tile for operands of `dtype`, which matters to products alone."""
         return self._by_arch.get(arch, self._default)
 
 
@@ -74,6 +78,17 @@ _FP32_PRODUCTS = {"sm_120": ProductTile(32, 32, 32, num_warps=4, stages=2)}
 _INTERPRETED_PRODUCT = ProductTile(16, 32, 32, num_warps=1, stages=1)
 
 
+class ProductTiles(Tiles[ProductTile]):
+    """Holds the tile of one matrix product in 16 bits; in fp32 all products have the same."""
+
+    def on(self, arch: str, dtype: torch.dtype | None = None) -> ProductTile:
+        if arch == "interpreter":
+            return _INTERPRETED_PRODUCT
+        if dtype == torch.float32:
+            return _FP32_PRODUCTS.get(arch, _FP32_PRODUCT)
+        return super().on(arch)
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """Describes the device to a launcher."""
@@ -81,15 +96,8 @@ class Device:
     arch: str
     num_multiprocessors: int
 
-    def tile(self, tiles: Tiles[Tile]) -> Tile:
-        return tiles.on(self.arch)
-
-    def product_tile(self, tiles: Tiles[ProductTile], dtype: torch.dtype) -> ProductTile:
-        if self.arch == "interpreter":
-            return _INTERPRETED_PRODUCT
-        if dtype == torch.float32:
-            return _FP32_PRODUCTS.get(self.arch, _FP32_PRODUCT)
-        return tiles.on(self.arch)
+    def tile(self, tiles: Tiles[AnyTile], dtype: torch.dtype | None = None) -> AnyTile:
+        return tiles.on(self.arch, dtype)
 
 
 @functools.cache

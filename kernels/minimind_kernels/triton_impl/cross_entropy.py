@@ -1,9 +1,5 @@
 """Computes the cross-entropy of logits and its gradient: one program a row, see row_softmax.py."""
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import triton
@@ -26,20 +22,24 @@ def cross_entropy_loss(
     logits_CV: Tensor,
     labels_C: Tensor,
     loss_C: Tensor,
-    max_C: Tensor,
-    log_sum_C: Tensor,
+    max_C: Tensor | None,
+    log_sum_C: Tensor | None,
     *,
     ignored: int,
+    with_grad: bool,
 ) -> None:
-    """Writes losses, maxima and logarithms of the sums, fp32 [C]."""
-    _launch_loss(logits_CV, labels_C, loss_C, max_C, log_sum_C, ignored, with_grad=False)
-
-
-def cross_entropy_loss_and_grad(
-    logits_CV: Tensor, labels_C: Tensor, loss_C: Tensor, *, ignored: int
-) -> None:
-    """Writes the losses [C] fp32; overwrites the logits with the gradient of their sum."""
-    _launch_loss(logits_CV, labels_C, loss_C, loss_C, loss_C, ignored, with_grad=True)
+    """Writes the losses and, without `with_grad`, maxima and logarithms of the sums, each fp32 [C];
+    with it, overwrites the logits with the gradient of the losses' sum."""
+    launch_rows(
+        _loss_kernel,
+        logits_CV,
+        labels_ptr=labels_C.contiguous(),
+        loss_ptr=loss_C,
+        max_ptr=loss_C if max_C is None else max_C,
+        log_sum_ptr=loss_C if log_sum_C is None else log_sum_C,
+        ignored=ignored,
+        WITH_GRAD=with_grad,
+    )
 
 
 def cross_entropy_grad(
@@ -60,28 +60,6 @@ def cross_entropy_grad(
         log_sum_ptr=log_sum_C.contiguous(),
         grad_ptr=grad_C.contiguous(),
         ignored=ignored,
-    )
-
-
-def _launch_loss(
-    logits_CV: Tensor,
-    labels_C: Tensor,
-    loss_C: Tensor,
-    max_C: Tensor,
-    log_sum_C: Tensor,
-    ignored: int,
-    *,
-    with_grad: bool,
-) -> None:
-    launch_rows(
-        _loss_kernel,
-        logits_CV,
-        labels_ptr=labels_C.contiguous(),
-        loss_ptr=loss_C,
-        max_ptr=max_C,
-        log_sum_ptr=log_sum_C,
-        ignored=ignored,
-        WITH_GRAD=with_grad,
     )
 
 

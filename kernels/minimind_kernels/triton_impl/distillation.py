@@ -1,10 +1,6 @@
 """Computes cross-entropy, divergence from a teacher and the gradient of both: one program a row,
 see row_softmax.py."""
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import triton
@@ -24,47 +20,20 @@ from .row_softmax import (
 )
 
 
-def distillation_loss(
+def distillation(
     logits_CV: Tensor,
     teacher_logits_CV: Tensor,
     labels_C: Tensor,
     ce_C: Tensor,
     kl_C: Tensor,
     *,
-    temperature: float,
-    ignored: int,
-) -> None:
-    """Writes cross-entropies and divergences, fp32 [C], 0 where the label is ignored."""
-    _launch(logits_CV, teacher_logits_CV, labels_C, ce_C, kl_C, 0.0, temperature, ignored, False)
-
-
-def distillation_loss_and_grad(
-    logits_CV: Tensor,
-    teacher_logits_CV: Tensor,
-    labels_C: Tensor,
-    ce_C: Tensor,
-    kl_C: Tensor,
-    *,
-    alpha: float,
-    temperature: float,
-    ignored: int,
-) -> None:
-    """Writes the results of `distillation_loss`; overwrites the student's logits with the gradient
-    of the sum of the losses."""
-    _launch(logits_CV, teacher_logits_CV, labels_C, ce_C, kl_C, alpha, temperature, ignored, True)
-
-
-def _launch(
-    logits_CV: Tensor,
-    teacher_logits_CV: Tensor,
-    labels_C: Tensor,
-    ce_C: Tensor,
-    kl_C: Tensor,
     alpha: float,
     temperature: float,
     ignored: int,
     with_grad: bool,
 ) -> None:
+    """Writes cross-entropies and divergences, fp32 [C], 0 where the label is ignored; with
+    `with_grad`, overwrites the student's logits with the gradient of the sum of the losses."""
     launch_rows(
         _distillation_kernel,
         logits_CV,

@@ -3,10 +3,6 @@ two; backward two and one for the experts' own gradients. With several slots a t
 one more, which sums them. Each program owns its output: no atomics.
 """
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import torch
@@ -14,20 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import ProductTile, Tiles
+from .config import ProductTile, ProductTiles
 from .expert_tiles import blocks_of, find_tile, grid_over_slots
 from .expert_to_slots import multiply_and_sum_slots
 from .expert_weight_grad import expert_weight_grads
 from .launch import cdiv, device_of, launch, unit_stride
 
 # Two products side by side, of gate and of up.
-_UP_TILES = Tiles(
+_UP_TILES = ProductTiles(
     "expert_up",
     ProductTile(128, 64, 64, num_warps=8, stages=3),
     candidates=(ProductTile(128, 128, 64, num_warps=8, stages=3),),
 )
 # As small as lets two programs share a multiprocessor: one loads while the other activates.
-_ACTIVATION_GRAD_TILES = Tiles(
+_ACTIVATION_GRAD_TILES = ProductTiles(
     "expert_activation_grad",
     ProductTile(64, 64, 64, num_warps=4, stages=3),
     candidates=(ProductTile(128, 64, 64, num_warps=8, stages=3),),
@@ -55,7 +51,7 @@ def expert_ffn_forward(
     x_MD = unit_stride(x_MD)
     hidden_PF = x_MD.new_empty(len(order_P), ffn)
     gate_up_PG = x_MD.new_empty(len(order_P) if keep else 0, 2 * ffn)
-    tile = device_of(x_MD).product_tile(_UP_TILES, x_MD.dtype)
+    tile = device_of(x_MD).tile(_UP_TILES, x_MD.dtype)
     launch(
         _up_kernel,
         grid_over_slots(len(order_P), num_experts, ffn, tile),
@@ -98,7 +94,7 @@ def expert_ffn_backward(
     grad_out_MD, x_MD = unit_stride(grad_out_MD), unit_stride(x_MD)
     grad_gate_up_PG = torch.empty_like(gate_up_PG)
     hidden_PF = x_MD.new_empty(len(order_P), ffn)
-    tile = device_of(x_MD).product_tile(_ACTIVATION_GRAD_TILES, x_MD.dtype)
+    tile = device_of(x_MD).tile(_ACTIVATION_GRAD_TILES, x_MD.dtype)
     num_parts = cdiv(ffn, tile.columns)
     partial_NP = x_MD.new_empty((num_parts, len(order_P)), dtype=torch.float32)
     launch(

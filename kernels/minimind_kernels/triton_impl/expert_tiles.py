@@ -6,10 +6,6 @@ to those of expert e + 1, which is never fewer than it fills. A program finds it
 comparing offsets; one whose tile is not filled ends at once.
 """
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import triton

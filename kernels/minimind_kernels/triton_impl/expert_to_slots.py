@@ -4,21 +4,17 @@ Each product is stored at its slot in the order of tokens, and a second kernel a
 in their order: no atomics, so every run gives the same bits.
 """
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import ProductTile, Tile, Tiles
+from .config import ProductTile, ProductTiles, Tile, Tiles
 from .expert_tiles import blocks_of, find_tile, grid_over_slots
 from .launch import block, cdiv, device_of, launch
 
-_TILES = Tiles(
+_TILES = ProductTiles(
     "expert_to_slots",
     ProductTile(128, 128, 64, num_warps=8, stages=3),
     candidates=(ProductTile(128, 256, 64, num_warps=8, stages=3),),
@@ -47,7 +43,7 @@ def multiply_and_sum_slots(
     num_experts = weight.shape[0]
     depth, width = weight.shape[:0:-1] if transposed else weight.shape[1:]
     out_PD = rows_PK.new_empty(len(rows_PK), width)
-    tile = device_of(rows_PK).product_tile(_TILES, rows_PK.dtype)
+    tile = device_of(rows_PK).tile(_TILES, rows_PK.dtype)
     partial_NP, grad_weights_MS = grad_weights or (out_PD[:0], out_PD)
     launch(
         _to_slots_kernel,

@@ -3,21 +3,17 @@
 They are one launch, so that the last tiles of the first do not leave multiprocessors idle.
 """
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import ProductTile, Tiles
+from .config import ProductTile, ProductTiles
 from .launch import cdiv, device_of, launch
 
 # A step looks its rows up before it loads them: twice the stages for as many loads.
-_TILES = Tiles("expert_weight_grad", ProductTile(128, 128, 64, num_warps=8, stages=5))
+_TILES = ProductTiles("expert_weight_grad", ProductTile(128, 128, 64, num_warps=8, stages=5))
 
 
 def expert_weight_grads(
@@ -35,7 +31,7 @@ def expert_weight_grads(
     num_experts, hidden, ffn = len(offsets_E1) - 1, x_MD.shape[1], hidden_PF.shape[1]
     grad_gate_up_EGD = x_MD.new_empty(num_experts, 2 * ffn, hidden)
     grad_down_EDF = x_MD.new_empty(num_experts, hidden, ffn)
-    tile = device_of(x_MD).product_tile(_TILES, x_MD.dtype)
+    tile = device_of(x_MD).tile(_TILES, x_MD.dtype)
     row_tiles = cdiv(2 * ffn, tile.rows) + cdiv(ffn, tile.rows)
     launch(
         _weight_grad_kernel,

@@ -1,10 +1,6 @@
 """Computes the KL divergence between two rows of logits and its gradient: one program a row, see
 row_softmax.py."""
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import triton
@@ -22,46 +18,17 @@ from .row_softmax import (
 )
 
 
-def kl_loss(
-    logits_CV: Tensor,
-    teacher_logits_CV: Tensor,
-    counted_C: Tensor,
-    loss_C: Tensor,
-    *,
-    temperature: float,
-) -> None:
-    """Writes the losses [C] fp32, 0 where not counted."""
-    _launch(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature, True, False)
-
-
-def kl_loss_and_grad(
-    logits_CV: Tensor,
-    teacher_logits_CV: Tensor,
-    counted_C: Tensor,
-    loss_C: Tensor,
-    *,
-    temperature: float,
-) -> None:
-    """Writes the losses [C]; overwrites the student's logits with the gradient of their sum."""
-    _launch(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature, True, True)
-
-
-def kl_grad(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, grad_C: Tensor, *, temperature: float
-) -> None:
-    """Overwrites the student's logits with their gradient, given the gradient of each loss."""
-    _launch(logits_CV, teacher_logits_CV, grad_C, grad_C, temperature, False, True)
-
-
-def _launch(
+def kl(
     logits_CV: Tensor,
     teacher_logits_CV: Tensor,
     factor_C: Tensor,
     loss_C: Tensor,
+    *,
     temperature: float,
-    with_loss: bool,
     with_grad: bool,
 ) -> None:
+    """Writes the divergences times `factor`, fp32 [C]; with `with_grad`, overwrites the student's
+    logits with the gradient of their sum."""
     launch_rows(
         _kl_kernel,
         logits_CV,
@@ -71,7 +38,6 @@ def _launch(
         factor_ptr=factor_C.contiguous(),
         loss_ptr=loss_C,
         inverse_temperature=1.0 / temperature,
-        WITH_LOSS=with_loss,
         WITH_GRAD=with_grad,
     )
 
@@ -139,10 +105,8 @@ def _kl_kernel(
     VOCAB: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    WITH_LOSS: tl.constexpr,
     WITH_GRAD: tl.constexpr,
 ):
-    """`factor` is 0 or 1 with a loss, else its gradient."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
     teacher_row_ptr = teacher_ptr + row * teacher_stride
@@ -174,5 +138,4 @@ def _kl_kernel(
             parts += more
             if WITH_GRAD:
                 store_logits(row_ptr, first + columns, gap * (factor * inverse_temperature), WIDTH)
-    if WITH_LOSS:
-        tl.store(loss_ptr + row, tl.sum(parts, axis=0) * factor)
+    tl.store(loss_ptr + row, tl.sum(parts, axis=0) * factor)

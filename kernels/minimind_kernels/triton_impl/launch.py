@@ -5,6 +5,9 @@ serves the arguments at hand. `_Variants` finds it by the few properties that de
 it, in 4.
 """
 
+# No Triton function is here, so all of Pyright's checks are on.
+# pyright: basic
+
 from __future__ import annotations
 
 import contextlib

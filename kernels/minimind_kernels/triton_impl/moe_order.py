@@ -5,10 +5,6 @@ A program is one warp: nothing waits at a barrier, and scans stay within one wav
 compilers for AMD are known to get them wrong (ROCm/triton#947).
 """
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from typing import Any

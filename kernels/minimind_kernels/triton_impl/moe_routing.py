@@ -8,10 +8,6 @@ part to the next either number or both rise. The second launch (moe_order.py) ad
 order, without atomics, so that every run gives the same bits.
 """
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import torch

@@ -1,10 +1,6 @@
 """Computes RMSNorm and residual add + RMSNorm: one pass forward, one pass and a small sum
 backward."""
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import torch
@@ -26,46 +22,20 @@ _BACKWARD_TILES = Tiles(
 
 
 def rms_norm_forward(
-    x_MD: Tensor, weight_D: Tensor, *, eps: float, cast_before_weight: bool
-) -> tuple[Tensor, Tensor]:
-    """Gives (y, reciprocal root mean square [M, 1] in fp32)."""
-    _, y_MD, rstd_M1 = _forward(x_MD, None, weight_D, eps, cast_before_weight)
-    return y_MD, rstd_M1
-
-
-def add_rms_norm_forward(
-    x_MD: Tensor, residual_MD: Tensor, weight_D: Tensor, *, eps: float, cast_before_weight: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives (x + residual, its norm, reciprocal root mean square [M, 1] in fp32)."""
-    return _forward(x_MD, residual_MD, weight_D, eps, cast_before_weight)
-
-
-def rms_norm_backward(
-    grad_y_MD: Tensor, x_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gives the gradients of x and the weight."""
-    return _backward(grad_y_MD, None, x_MD, rstd_M1, weight_D)
-
-
-def add_rms_norm_backward(
-    grad_y_MD: Tensor, grad_total_MD: Tensor, total_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gives the gradients of x (which is the residual's too) and of the weight."""
-    return _backward(grad_y_MD, grad_total_MD, total_MD, rstd_M1, weight_D)
-
-
-def _forward(
     x_MD: Tensor,
     residual_MD: Tensor | None,
     weight_D: Tensor,
+    *,
     eps: float,
     cast_before_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gives (x + residual, its norm, reciprocal root mean square [M, 1] in fp32); without a
+    residual, the first is empty."""
     num_rows, width = x_MD.shape
     x_MD = unit_stride(x_MD)
     residual_MD = None if residual_MD is None else unit_stride(residual_MD)
     y_MD = x_MD.new_empty((num_rows, width))
-    total_MD = y_MD if residual_MD is None else torch.empty_like(y_MD)
+    total_MD = x_MD.new_empty(0) if residual_MD is None else torch.empty_like(y_MD)
     rstd_M1 = x_MD.new_empty((num_rows, 1), dtype=torch.float32)
     tile = device_of(x_MD).tile(_FORWARD_TILES)
     block_rows = rows_per_tile(tile, block(width))
@@ -92,13 +62,14 @@ def _forward(
     return total_MD, y_MD, rstd_M1
 
 
-def _backward(
+def rms_norm_backward(
     grad_y_MD: Tensor,
     grad_total_MD: Tensor | None,
     x_MD: Tensor,
     rstd_M1: Tensor,
     weight_D: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    """Gives the gradients of the sum x (and so of the residual) and of the weight."""
     num_rows, width = x_MD.shape
     grad_y_MD, x_MD = unit_stride(grad_y_MD), unit_stride(x_MD)
     grad_total_MD = None if grad_total_MD is None else unit_stride(grad_total_MD)

@@ -2,10 +2,6 @@
 `SOFTMAX_TILES.elements` logits are read once and stay in registers; longer ones are read in
 blocks, once for all softmaxes together and once more for the gradient."""
 
-# Pyright reads a Triton function as the Python it is not.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from typing import Any

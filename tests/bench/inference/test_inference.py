@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,6 @@ from bench.inference import __main__ as inference
 from bench.inference.rows import GenerationTime, InferenceSpec, ServedRow
 from minimind.config.model import ModelConfig
 from minimind.samples.text import load_sample_tokenizer
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 SIZES = {
     "hidden_size": 32,

@@ -10,6 +10,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.harness import ROOT
 
 EXAMPLES = ROOT / "docs" / "guide" / "examples"
@@ -25,10 +27,15 @@ def example_code(name: str) -> str:
 
 def run_example(name: str) -> tuple[str, dict[str, Any]]:
     """Runs docs/guide/examples/NAME.py in this process, and gives what it prints and its variables.
-    An error in it is raised."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        variables = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    It has one thread: more add in another order, and training carries that on. An error in it is
+    raised."""
+    printed, threads = io.StringIO(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with contextlib.redirect_stdout(printed):
+            variables = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
     return printed.getvalue().rstrip(), variables
 
 

@@ -91,4 +91,6 @@ def decode(content: np.ndarray, shape: tuple[int, ...], kind: str) -> Tensor:
         return torch.from_numpy(content).view(_DTYPES[kind]).reshape(shape)
     gguf = import_gguf()
     rows = content.reshape(*shape[:-1], -1)
-    return torch.from_numpy(gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind]))
+    with np.errstate(invalid="ignore"):  # weights that are NaN are refused by name
+        values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
+    return torch.from_numpy(values)

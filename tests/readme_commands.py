@@ -26,6 +26,7 @@ from original_models import Plain, random_state
 from training_runs import LAUNCHER_VARIABLES, ROOT
 
 from minimind.cli.main import main
+from minimind.errors import MiniMindError
 from minimind.samples.files import CHAT_DATA, PREFERENCE_DATA, TEXT_DATA, SampleData
 from minimind.samples.tasks import SUMS_DATA
 from minimind.samples.text import load_sample_tokenizer
@@ -199,6 +200,9 @@ def run_here(verb: str, flags: Sequence[str], *, small: bool = True) -> int:
         return module.main([*flags, *(shrink(verb, flags) if small else ())])
     except SystemExit as end:  # argparse ends --help and bad flags so
         return int(end.code or 0)
+    except MiniMindError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
 
 
 def run_for_real(command: Command, flags: Sequence[str], folder: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from data_rows import as_rows
 
-from minimind.cli.tokenizer import main
+from minimind.cli.main import run_verb
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.training_texts import read_training_texts, row_texts
 from minimind.errors import DataError
@@ -21,7 +21,7 @@ def test_a_tokenizer_from_both_kinds_of_rows(write_rows, tmp_path: Path, capsys:
     chats.write_text(json.dumps({"conversations": turns}) + "\n" * 2, encoding="utf-8")
     out = tmp_path / "out"
     flags = ("--vocab_size", "310", "--output_dir", str(out))
-    assert main(["--data", str(texts), str(chats), *flags]) == 0
+    assert run_verb("tokenizer", ["--data", str(texts), str(chats), *flags]) == 0
     said = capsys.readouterr().out
     assert "310 tokens" in said
     assert "bytes a token; round trip" in said
@@ -49,12 +49,12 @@ def test_bad_rows_end_it_with_status_2(
     path, out = tmp_path / "bad.jsonl", tmp_path / "out"
     path.write_bytes(b'{"text": "ok"}\nnope\n{"text": 1}\n{"conversations": "x"}\n')
     argv = ["--data", str(path), "--output_dir", str(out), "--vocab_size", "292"]
-    assert main(argv) == 2
+    assert run_verb("tokenizer", argv) == 2
     said = capsys.readouterr().err
     for line in (2, 3, 4):
         assert f"{path}:{line}: " in said
     assert not out.exists()
-    assert main([*argv, "--on_bad_row", "skip"]) == 0
+    assert run_verb("tokenizer", [*argv, "--on_bad_row", "skip"]) == 0
     assert "3 bad rows skipped" in caplog.text
 
 
@@ -67,7 +67,7 @@ def test_bad_usage_is_one_clear_line(
 ) -> None:
     write_rows(["a"])
     argv = ["--data", str(tmp_path / data), "--output_dir", str(tmp_path / "out")]
-    assert main([*argv, "--vocab_size", vocab_size]) == 2
+    assert run_verb("tokenizer", [*argv, "--vocab_size", vocab_size]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line

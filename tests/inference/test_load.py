@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def test_every_verb_loads_in_the_dtype_that_the_device_trains_in(
     questions = tmp_path / "questions.jsonl"
     turns = [{"role": "user", "content": "hello"}]
     questions.write_text(json.dumps({"conversations": turns}) + "\n", "utf-8")
-    answer.main([*source, "--data", str(questions), "--output", str(tmp_path / "out.jsonl")])
+    output = ["--output", str(tmp_path / "out.jsonl"), "--max_new_tokens", "9"]
+    with contextlib.suppress(ConfigError):  # for answers that do not end within 9 tokens
+        answer.main([*source, "--data", str(questions), *output])
     LLM(folder)
     assert [served.placement.dtype, *loaded] == [DTYPE[precision]] * 5
 

@@ -1,4 +1,5 @@
-"""Freed memory stays in the process, unless the user has set the C library otherwise."""
+"""Freed memory stays in the process, unless the user has set the C library otherwise, and few
+compiled products do."""
 
 import os
 import platform
@@ -47,3 +48,27 @@ def test_the_users_own_setting_stands(setting: dict[str, str]) -> None:
     kept, set_by_user = count_faults(), count_faults(**setting)
 
     assert set_by_user > 10 * kept  # huge pages make few faults of many pages
+
+
+CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+MANY_SHAPES = """
+import minimind, torch
+x, w = torch.ones(1000, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+before = resident()
+for rows in range(100, 1000):
+    x[:rows] @ w
+print(resident() - before)
+"""
+
+
+def test_products_of_many_shapes_take_less_memory_than_pytorch_keeps() -> None:
+    def pages(**caches: str) -> int:
+        env = {name: value for name, value in os.environ.items() if name not in CACHES} | caches
+        command = [sys.executable, "-c", MANY_SHAPES]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    by_default = pages(**dict.fromkeys(CACHES, "1024"))
+    assert pages() < 0.75 * by_default or by_default < 25_000, "a CPU without such products"

@@ -63,6 +63,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_products_of_many_shapes_take_less_memory_than_pytorch_keeps() -> None:
     def pages(**caches: str) -> int:
         env = {name: value for name, value in os.environ.items() if name not in CACHES} | caches

@@ -36,7 +36,7 @@ def prefer(with_reference):
         if with_reference:
             table = torch.zeros(pairs.loader.num_units, 2)
             table[batch.unit_ids_P.clamp(min=0)] = before
-            dpo.reference = Reference(values=table, fingerprint="")
+            dpo.reference = Reference(values=table)
         loss = dpo.loss(policy, batch)
         is_pair = batch.unit_ids_P >= 0
         chosen, rejected = (

@@ -117,6 +117,13 @@ def model_differences(
     """Compares each tensor of the result with the `expected` one of its name, bit by bit, and then
     the logits of the fixed prompts with the source's, which may differ unless `is_exact`. Raises
     CheckpointError where the tensors differ, or have other names."""
+    weights = Difference("weights", _largest_of_weights(source, result, expected), 0.0)
+    weights.check()
+    largest = float((logits_of(source) - logits_of(result)).abs().max())
+    return [weights, Difference("logits", largest, 0.0 if is_exact else math.inf)]
+
+
+def _largest_of_weights(source: Source, result: Source, expected: Callable[[str], Tensor]) -> float:
     if set(source.tensors) != set(result.tensors):
         names = sorted(set(source.tensors) ^ set(result.tensors))
         raise CheckpointError(f"{result.path}: not in both models: {', '.join(names[:5])}")
@@ -125,10 +132,7 @@ def model_differences(
         wanted, found = expected(name), result.tensors[name]
         if not torch.equal(wanted, found):
             differences.append(float((wanted.float() - found.float()).abs().max()))
-    weights = Difference("weights", _largest(differences), 0.0)
-    weights.check()
-    largest = float((logits_of(source) - logits_of(result)).abs().max())
-    return [weights, Difference("logits", largest, 0.0 if is_exact else math.inf)]
+    return _largest(differences)
 
 
 def _largest(values: list[float]) -> float:

@@ -28,8 +28,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # PyTorch and oneDNN each keep 1,024 compiled bf16 products for good, 0.3 MB for each shape. Packed
 # documents and answers have new shapes in every step; 256 hold those that come back.
-for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(cache, "256")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from minimind.errors import DataError
 from minimind.types import Row
 
 OnBadRow = Literal["stop", "skip"]
-"""What happens where rows cannot be used: an error that lists them, or they are left out."""
+"""Says what becomes of rows that cannot be used: an error lists them, or they are left out."""
 MAX_LINE_BYTES = 256 << 20
 """The longest allowed line. A row is parsed in memory, and a file without line ends is not JSON
 lines."""

@@ -14,7 +14,7 @@ from minimind.errors import CheckpointError, ConfigError
 
 _BY_LLAMA_CPP = ("q4_k_m",)
 CHOICES = ("f32", "f16", "bf16", "q8_0", "q4_0", *_BY_LLAMA_CPP)
-"""What `--quantize` takes: the type of most weights, in lower case."""
+"""Lists what `--quantize` takes: the type of most weights, in lower case."""
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

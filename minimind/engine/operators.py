@@ -10,7 +10,9 @@ log does not call finished.
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,10 +110,11 @@ def _unchanged_s(folder: Path) -> float:
 
 
 def _find_holders(path: Path) -> list[int]:
-    """Gives the ids of the processes that have the file open, as far as this one may see them."""
-    place = str(path.resolve())
-    return [
-        process.pid
-        for process in psutil.process_iter(["open_files"])
-        if any(file.path == place for file in process.info["open_files"] or ())
-    ]
+    """Gives the ids of the processes that have the file open, by whatever path, as far as /proc
+    shows them."""
+    holders: list[int] = []
+    for opened in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.path.samefile(opened, path):
+                holders.append(int(opened.split("/")[2]))
+    return holders

@@ -66,6 +66,15 @@ def test_a_lock_that_a_process_holds_is_waited_for(
     assert not any("removing" in said for said in caplog.messages)
 
 
+def test_a_holder_by_another_path_is_found(tmp_path: Path):
+    """A folder may be mounted in two places; a link stands for that here."""
+    held = os.open(tmp_path / "lock", os.O_CREAT | os.O_EXCL)
+    os.link(tmp_path / "lock", tmp_path / "elsewhere")
+    assert operators._find_holders(tmp_path / "elsewhere") == [os.getpid()]
+    os.close(held)
+    assert operators._find_holders(tmp_path / "elsewhere") == []
+
+
 def test_a_killed_holder_is_not_waited_for_any_longer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

@@ -29,6 +29,8 @@ HEAD_BYTES = 64 << 10
 """The number of bytes by which a file is recognised."""
 _LINES = 20
 """The number of whole lines among them that are examined."""
+_Refusal = tuple[str, str]
+"""What a file is, and what to do."""
 Rows = Iterator[tuple[Row | BadRow, int]]
 """Each row (or a BadRow), with the number of bytes of text read so far."""
 
@@ -135,43 +137,66 @@ def find_container(path: str, head: bytes) -> Container:
         _refuse(path, "has lines that end in a carriage return alone",
                 "convert them: tr '\\r' '\\n' < FILE > FILE.jsonl")  # fmt: skip
     if text.startswith(b"["):
-        if _is_lines_of_lists(lines, is_cut=len(head) == HEAD_BYTES):
-            _refuse(path, "holds a JSON list on each line", 'write each as an object, such as '
-                    '{"conversations": […]}')  # fmt: skip
-        for begin, what, row in _ELEMENTS:
-            if re.match(rb"\[\s*" + begin, text):
-                _refuse(path, f"is a JSON array of {what}, not of objects", "write each as one: "
-                        f"jq -c '.[] | {row}' FILE > FILE.jsonl")  # fmt: skip
-        return JSON_ARRAY
-    if lines and all(line.startswith(b'"') for line in lines) and _parses(lines[0]):
-        _refuse(path, "holds a JSON string on each line", "write each as an object: jq -c "
-                "'{text: .}' FILE > FILE.jsonl")  # fmt: skip
-    if lines and lines[0] == b"{":
-        _refuse(path, "holds JSON objects that go over several lines", "write each on a line of "
-                "its own: jq -c . FILE > FILE.jsonl, or the rows of a key of one: jq -c "
-                "'.KEY[]'")  # fmt: skip
-    if lines and not any(_parses(line) for line in lines):
-        if _parses(lines[0].rstrip(b", ")):
-            _refuse(path, "has a comma after each object", "remove them: sed 's/, *$//' FILE > "
-                    "FILE.jsonl")  # fmt: skip
-        if _parses(re.sub(rb",\s*([}\]])", rb"\1", lines[0])):
-            _refuse(path, "has a comma before a closing bracket, which JSON does not allow",
-                    "remove them: sed -E 's/, *([]}])/\\1/g' FILE > FILE.jsonl")  # fmt: skip
-        if _is_python(lines[0]):
-            _refuse(path, "holds Python dictionaries, not JSON", "write them with json.dumps(row, "
-                    "ensure_ascii=False)")  # fmt: skip
-    if suffix in FOREIGN_BY_NAME or not any(line.startswith((b"{", b"[")) for line in lines):
-        what = FOREIGN_BY_NAME.get(suffix)
-        begins = lines[0][:40].decode("utf-8", "replace") if lines else ""
-        said = f"is {what}" if what else f"is no JSON: it begins with {begins!r}"
-        todo = f"what is read is {_JSON}"
-        if what in (FOREIGN_BY_NAME[".csv"], FOREIGN_BY_NAME[".tsv"]):
-            separator = ", sep='\\t'" if suffix == ".tsv" else ""
-            todo = f"save it as JSON lines or Parquet: pandas.read_csv('FILE'{separator}).to_json("
-            todo += "'FILE.jsonl', orient='records', lines=True, force_ascii=False)"
-        if lines:
-            _refuse(path, said, todo)
-    return JSON_LINES
+        mistake = _mistake_of_array(text, lines, is_cut=len(head) == HEAD_BYTES)
+    else:
+        mistake = lines and (_mistake_of_lines(lines) or _find_other_text(lines, suffix))
+    if mistake:
+        _refuse(path, *mistake)
+    return JSON_ARRAY if text.startswith(b"[") else JSON_LINES
+
+
+def _mistake_of_array(text: bytes, lines: list[bytes], *, is_cut: bool) -> _Refusal | None:
+    """Finds what an array of JSON holds in place of objects."""
+    if _is_lines_of_lists(lines, is_cut):
+        return "holds a JSON list on each line", (
+            'write each as an object, such as {"conversations": […]}'
+        )
+    for begin, what, row in _ELEMENTS:
+        if re.match(rb"\[\s*" + begin, text):
+            todo = f"write each as one: jq -c '.[] | {row}' FILE > FILE.jsonl"
+            return f"is a JSON array of {what}, not of objects", todo
+    return None
+
+
+def _mistake_of_lines(lines: list[bytes]) -> _Refusal | None:
+    """Finds a usual mistake in lines that were meant as rows of JSON."""
+    if all(line.startswith(b'"') for line in lines) and _parses(lines[0]):
+        return "holds a JSON string on each line", (
+            "write each as an object: jq -c '{text: .}' FILE > FILE.jsonl"
+        )
+    if lines[0] == b"{":
+        return "holds JSON objects that go over several lines", (
+            "write each on a line of its own: jq -c . FILE > FILE.jsonl, or the rows of a key of "
+            "one: jq -c '.KEY[]'"
+        )
+    if any(_parses(line) for line in lines):
+        return None
+    if _parses(lines[0].rstrip(b", ")):
+        return "has a comma after each object", "remove them: sed 's/, *$//' FILE > FILE.jsonl"
+    if _parses(re.sub(rb",\s*([}\]])", rb"\1", lines[0])):
+        return "has a comma before a closing bracket, which JSON does not allow", (
+            "remove them: sed -E 's/, *([]}])/\\1/g' FILE > FILE.jsonl"
+        )
+    if _is_python(lines[0]):
+        return "holds Python dictionaries, not JSON", (
+            "write them with json.dumps(row, ensure_ascii=False)"
+        )
+    return None
+
+
+def _find_other_text(lines: list[bytes], suffix: str) -> _Refusal | None:
+    """Finds the kind of a text that is no JSON, by its name, or by its lines."""
+    what, todo = FOREIGN_BY_NAME.get(suffix), f"what is read is {_JSON}"
+    if what is None:
+        if any(line.startswith((b"{", b"[")) for line in lines):
+            return None
+        begins = lines[0][:40].decode("utf-8", "replace")
+        return f"is no JSON: it begins with {begins!r}", todo
+    if suffix in (".csv", ".tsv"):
+        separator = ", sep='\\t'" if suffix == ".tsv" else ""
+        todo = f"save it as JSON lines or Parquet: pandas.read_csv('FILE'{separator}).to_json("
+        todo += "'FILE.jsonl', orient='records', lines=True, force_ascii=False)"
+    return f"is {what}", todo
 
 
 def suffix_of(path: str) -> str:

@@ -136,10 +136,11 @@ def find_container(path: str, head: bytes) -> Container:
     if b"\r" in text and b"\n" not in text and len(lines) > 1:
         _refuse(path, "has lines that end in a carriage return alone",
                 "convert them: tr '\\r' '\\n' < FILE > FILE.jsonl")  # fmt: skip
+    mistake = None
     if text.startswith(b"["):
         mistake = _mistake_of_array(text, lines, is_cut=len(head) == HEAD_BYTES)
-    else:
-        mistake = lines and (_mistake_of_lines(lines) or _find_other_text(lines, suffix))
+    elif lines:
+        mistake = _mistake_of_lines(lines) or _find_other_text(lines, suffix)
     if mistake:
         _refuse(path, *mistake)
     return JSON_ARRAY if text.startswith(b"[") else JSON_LINES

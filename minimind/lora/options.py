@@ -79,38 +79,34 @@ class AdapterOptions(Recipe):
     def choose_ranks(self, config: ModelConfig) -> AdapterRanks:
         """Chooses the linears that get an adapter, with rank and alpha. Raises ConfigError for a
         pattern that matches no linear, and where no linear is chosen."""
-        ranks, alphas = {}, {}
-        patterns = _default_first(self.lora_ranks) or {EVERY: RANK}
+        rank_patterns = _default_first(self.lora_ranks) or {EVERY: RANK}
         alpha_patterns = _default_first(self.lora_alphas)
-        unmatched = set(patterns) | set(alpha_patterns)
-        names = []
-        for inside, parts in linear_parts(config).items():
-            for part in parts:
-                names.append(part.name)
-                found = [p for p in patterns if _matches(p, part.name, inside)]
-                scaled = [p for p in alpha_patterns if _matches(p, part.name, inside)]
-                unmatched -= {*found, *scaled}
-                rank = patterns[found[-1]] if found else 0
-                if self.lora_preset == "original" and part.num_rows != part.num_columns:
-                    rank = 0
-                if rank:
-                    usual = float(rank) if self.lora_preset == "original" else ALPHA
-                    ranks[part.name] = rank
-                    alphas[part.name] = alpha_patterns[scaled[-1]] if scaled else usual
-        unmatched.discard("default")
-        if not unmatched and not any(patterns.values()):
+        linears = [(part, name) for name, parts in linear_parts(config).items() for part in parts]
+        is_original = self.lora_preset == "original"
+        ranks, alphas, matched = {}, {}, {"default"}
+        for part, inside in linears:
+            of_rank = [p for p in rank_patterns if _matches(p, part.name, inside)]
+            of_alpha = [p for p in alpha_patterns if _matches(p, part.name, inside)]
+            matched.update(of_rank, of_alpha)
+            rank = rank_patterns[of_rank[-1]] if of_rank else 0
+            if rank and (part.num_rows == part.num_columns or not is_original):
+                usual = float(rank) if is_original else ALPHA
+                ranks[part.name] = rank
+                alphas[part.name] = alpha_patterns[of_alpha[-1]] if of_alpha else usual
+        unmatched = sorted({*rank_patterns, *alpha_patterns} - matched)
+        if ranks and not unmatched:
+            return AdapterRanks(ranks, alphas)
+        if not unmatched and not any(rank_patterns.values()):
             raise ConfigError(
                 "no linear gets an adapter: every rank in lora_ranks is 0. Give one above 0, or "
                 "--set lora_preset=none to train the whole model"
             )
-        if unmatched or not ranks:
-            what = f"no linear's name matches {', '.join(sorted(unmatched))}"
-            first = ", ".join(name for name in names if ".layers.0." in name)
-            raise ConfigError(
-                f"{what if unmatched else 'no linear gets an adapter'}; there is attention, mlp, "
-                f"default, or a pattern of the names: {first}, and so on"
-            )
-        return AdapterRanks(ranks, alphas)
+        what = f"no linear's name matches {', '.join(unmatched)}"
+        first = ", ".join(part.name for part, _ in linears if ".layers.0." in part.name)
+        raise ConfigError(
+            f"{what if unmatched else 'no linear gets an adapter'}; there is attention, mlp, "
+            f"default, or a pattern of the names: {first}, and so on"
+        )
 
     def remarks(self, config: ModelConfig) -> list[str]:
         if not self.has_adapters:

@@ -10,6 +10,8 @@ order, without atomics, so that every run gives the same bits.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -17,13 +19,12 @@ from torch import Tensor
 
 from .config import Tile, Tiles
 from .launch import block, cdiv, device_of, launch, rows_per_tile
+from .moe_choice import find_part, load_logits, rank_experts, softmax
 from .moe_order import order_slots
 
 _TILE = Tile(elements=1024, num_warps=4, programs=2)
 # With half the warps, masks of its many rows go from scalar registers to memory.
 _TILES = Tiles("moe_routing", _TILE, gfx942=_TILE)
-_DOCUMENTS = tl.constexpr(256)
-"""The documents whose starts a program looks at together."""
 _MOST_BLOCK_ROWS = 64
 """The most tokens of a tile: with few experts a block would leave most multiprocessors idle."""
 
@@ -52,18 +53,12 @@ def moe_routing_forward(
     num_documents = 0 if cu_seqlens is None else len(cu_seqlens) - 1
     num_document_parts = 0 if cu_seqlens is None else num_blocks + num_documents - 1
     num_parts = num_document_parts or num_blocks
-
-    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return logits_ME.new_empty(shape, dtype=dtype)
-
-    def empty_fp32(*shape: int) -> Tensor:
-        return empty(*shape, dtype=torch.float32)
-
-    weights_MS = empty_fp32(num_tokens, num_experts_per_tok)
+    empty = partial(torch.empty, dtype=torch.int32, device=logits_ME.device)
     experts_MS, document_M = empty(num_tokens, num_experts_per_tok), empty(num_tokens)
+    weights_MS = torch.empty_like(experts_MS, dtype=torch.float32)
     block_counts_BE = empty(num_blocks, num_experts)
     part_sizes, part_loads = empty(num_parts), empty(num_parts, num_experts)
-    part_sums = empty_fp32(num_parts, num_experts)
+    part_sums = torch.empty_like(part_loads, dtype=torch.float32)
     sizes = {
         "num_tokens": num_tokens,
         "block_tokens": tiles_per_block * block_rows,
@@ -73,8 +68,7 @@ def moe_routing_forward(
         "BLOCK_EXPERTS": block_experts,
         "BY_DOCUMENT": cu_seqlens is not None,
     }
-    by_document = cu_seqlens is not None
-    cu_seqlens = cu_seqlens if by_document else experts_MS
+    cu_seqlens = experts_MS if cu_seqlens is None else cu_seqlens
     is_counted = experts_MS if is_counted_M is None else is_counted_M.contiguous().view(torch.uint8)
     launch(
         _choose_kernel,
@@ -153,56 +147,6 @@ def moe_routing_backward(
     return grad_logits_ME
 
 
-@triton.jit
-def _load_logits(
-    logits_ptr, rows, in_range, NUM_EXPERTS: tl.constexpr, BLOCK_EXPERTS: tl.constexpr
-):
-    """Loads logits in fp32, minus infinity beyond the last expert."""
-    experts = tl.arange(0, BLOCK_EXPERTS)[None, :]
-    mask = in_range[:, None] & (experts < NUM_EXPERTS)
-    logits = tl.load(logits_ptr + rows[:, None] * NUM_EXPERTS + experts, mask, other=0.0)
-    return tl.where(experts < NUM_EXPERTS, logits.to(tl.float32), float("-inf"))
-
-
-@triton.jit
-def _softmax(logits):
-    exps = tl.exp(logits - tl.max(logits, axis=1)[:, None])
-    return tl.div_rn(exps, tl.sum(exps, axis=1)[:, None] + tl.zeros_like(exps))
-
-
-@triton.jit
-def _rank(logits, NUM_EXPERTS: tl.constexpr, NUM_SLOTS: tl.constexpr, BLOCK_EXPERTS: tl.constexpr):
-    """Gives s + 1 for the expert of slot s, 0 for an expert not chosen. Of equal logits the lower
-    number wins; NaN counts as minus infinity, so that a diverged model still reads only its own
-    memory."""
-    experts = tl.arange(0, BLOCK_EXPERTS)[None, :]
-    logits = tl.where(logits == logits, logits, float("-inf"))
-    rank = tl.zeros_like(logits).to(tl.int32)
-    for slot in tl.static_range(NUM_SLOTS):
-        is_free = (rank == 0) & (experts < NUM_EXPERTS)
-        best = tl.max(tl.where(is_free, logits, float("-inf")), axis=1)[:, None]
-        first = tl.min(tl.where(is_free & (logits == best), experts, BLOCK_EXPERTS), axis=1)
-        rank = tl.where(experts == first[:, None], slot + 1, rank)
-    return rank
-
-
-@triton.jit
-def _find_part(cu_seqlens_ptr, part, num_documents, block_tokens):
-    """Gives (document, begin, end) of a part of a document in one block; the end is not beyond the
-    begin where block and document meet nowhere."""
-    found = tl.zeros((_DOCUMENTS,), tl.int32)
-    for first in range(0, num_documents, _DOCUMENTS):
-        documents = first + tl.arange(0, _DOCUMENTS)
-        is_document = documents < num_documents
-        starts = tl.load(cu_seqlens_ptr + documents, is_document, other=0)
-        found += (is_document & (starts // block_tokens + documents <= part)).to(tl.int32)
-    document = tl.sum(found, axis=0) - 1
-    begin = (part - document) * block_tokens
-    end = tl.minimum(begin + block_tokens, tl.load(cu_seqlens_ptr + document + 1))
-    begin = tl.maximum(begin, tl.load(cu_seqlens_ptr + document))
-    return document, begin, end
-
-
 @triton.jit(do_not_specialize=["num_tokens", "block_tokens", "num_documents", "num_blocks"])
 def _choose_kernel(
     logits_ptr,
@@ -241,7 +185,7 @@ def _choose_kernel(
     if BY_DOCUMENT:  # noqa: SIM102
         if program >= num_blocks:
             part = program - num_blocks
-            document, begin, end = _find_part(cu_seqlens_ptr, part, num_documents, block_tokens)
+            document, begin, end = find_part(cu_seqlens_ptr, part, num_documents, block_tokens)
     experts = tl.arange(0, BLOCK_EXPERTS)
     is_expert = experts < NUM_EXPERTS
     counts = tl.zeros((BLOCK_EXPERTS,), tl.int32)
@@ -251,9 +195,9 @@ def _choose_kernel(
     for first in range(begin, end, BLOCK_ROWS):
         rows = (first + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         in_range = rows < end
-        logits = _load_logits(logits_ptr, rows, in_range, NUM_EXPERTS, BLOCK_EXPERTS)
-        probs = _softmax(logits)
-        rank = _rank(logits, NUM_EXPERTS, NUM_SLOTS, BLOCK_EXPERTS)
+        logits = load_logits(logits_ptr, rows, in_range, NUM_EXPERTS, BLOCK_EXPERTS)
+        probs = softmax(logits)
+        rank = rank_experts(logits, NUM_EXPERTS, NUM_SLOTS, BLOCK_EXPERTS)
         is_chosen = in_range[:, None] & (rank > 0)
         is_counted = in_range
         if HAS_UNCOUNTED:
@@ -312,7 +256,7 @@ def _backward_kernel(
     in_range = rows < num_tokens
     experts = tl.arange(0, BLOCK_EXPERTS)[None, :]
     mask = in_range[:, None] & (experts < NUM_EXPERTS)
-    probs = _softmax(_load_logits(logits_ptr, rows, in_range, NUM_EXPERTS, BLOCK_EXPERTS))
+    probs = softmax(load_logits(logits_ptr, rows, in_range, NUM_EXPERTS, BLOCK_EXPERTS))
 
     is_chosen = tl.zeros((BLOCK_ROWS, BLOCK_EXPERTS), tl.int1)
     grad_probs = tl.zeros((BLOCK_ROWS, BLOCK_EXPERTS), tl.float32)

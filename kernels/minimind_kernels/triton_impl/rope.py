@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .column_sum import column_sum
 from .config import Tile, Tiles
+from .head_rows import angles, load_halves, mean, rows, store_halves
 from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
 
 _FORWARD_TILES = Tiles("rope_forward", Tile(elements=1024, num_warps=4, programs=8))
@@ -141,45 +142,6 @@ def rope_backward(
 
 
 @triton.jit
-def _rows(tile, num_tokens, NUM: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """Gives token, head and whether there is such a row: [rows, 1] each."""
-    rows = (tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-    return (rows // NUM).to(tl.int64), rows % NUM, rows < num_tokens * NUM
-
-
-@triton.jit
-def _angles(tables, positions, mask, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
-    """Gives cos and sin [rows, half]; cos is NaN at a position outside the tables."""
-    cos_ptr, sin_ptr, num_positions = tables
-    is_position = (positions >= 0) & (positions < num_positions)
-    offsets = positions * HALF + tl.arange(0, BLOCK_HALF)[None, :]
-    mask = mask & is_position
-    cos = tl.load(cos_ptr + offsets, mask, other=tl.where(is_position, 0.0, float("nan")))
-    return cos, tl.load(sin_ptr + offsets, mask, other=0.0)
-
-
-@triton.jit
-def _load_halves(ptrs, mask, HALF: tl.constexpr):
-    """Gives both halves in fp32, from pointers to the first."""
-    first = tl.load(ptrs, mask, other=0.0)
-    second = tl.load(ptrs + HALF, mask, other=0.0)
-    return first.to(tl.float32), second.to(tl.float32)
-
-
-@triton.jit
-def _store_halves(ptrs, first, second, mask, HALF: tl.constexpr):
-    """Stores both halves, cast, at pointers to the first."""
-    tl.store(ptrs, first.to(ptrs.dtype.element_ty), mask)
-    tl.store(ptrs + HALF, second.to(ptrs.dtype.element_ty), mask)
-
-
-@triton.jit
-def _mean(first, second, HALF: tl.constexpr):
-    """Gives the mean of each row: [rows, 1]."""
-    return tl.sum(first + second, axis=1, keep_dims=True) / (2 * HALF)
-
-
-@triton.jit
 def _forward_heads(
     x_ptr, x_stride, y_ptr, weight_ptr, positions_ptr, tables, tile, num_tokens, eps,
     NUM: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr,
@@ -190,22 +152,22 @@ def _forward_heads(
     head: tl.constexpr = 2 * HALF
     halves = tl.arange(0, BLOCK_HALF)[None, :]
     if HAS_NORM:
-        weight_first, weight_second = _load_halves(weight_ptr + halves, halves < HALF, HALF)
+        weight_first, weight_second = load_halves(weight_ptr + halves, halves < HALF, HALF)
     num_tiles = tl.cdiv(num_tokens * NUM, BLOCK_ROWS)
     while tile < num_tiles:
-        tokens, heads, is_row = _rows(tile, num_tokens, NUM, BLOCK_ROWS)
+        tokens, heads, is_row = rows(tile, num_tokens, NUM, BLOCK_ROWS)
         mask = is_row & (halves < HALF)
         positions = tl.load(positions_ptr + tokens, is_row, other=0).to(tl.int64)
-        first, second = _load_halves(x_ptr + tokens * x_stride + heads * head + halves, mask, HALF)
-        cos, sin = _angles(tables, positions, mask, HALF, BLOCK_HALF)
+        first, second = load_halves(x_ptr + tokens * x_stride + heads * head + halves, mask, HALF)
+        cos, sin = angles(tables, positions, mask, HALF, BLOCK_HALF)
         if HAS_NORM:
-            rstd = tl.rsqrt(_mean(first * first, second * second, HALF) + eps)
+            rstd = tl.rsqrt(mean(first * first, second * second, HALF) + eps)
             first, second = first * rstd, second * rstd
             if CAST_BEFORE_WEIGHT:
                 first = first.to(y_ptr.dtype.element_ty).to(tl.float32)
                 second = second.to(y_ptr.dtype.element_ty).to(tl.float32)
             first, second = first * weight_first, second * weight_second
-        _store_halves(
+        store_halves(
             y_ptr + (tokens * NUM + heads) * head + halves,
             first * cos - second * sin, second * cos + first * sin, mask, HALF,
         )  # fmt: skip
@@ -247,37 +209,37 @@ def _backward_heads(
     halves = tl.arange(0, BLOCK_HALF)
     in_half = halves < HALF
     if HAS_NORM:
-        weight_first, weight_second = _load_halves(weight_ptr + halves, in_half, HALF)
+        weight_first, weight_second = load_halves(weight_ptr + halves, in_half, HALF)
         sum_first = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
         sum_second = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
     num_tiles = tl.cdiv(num_tokens * NUM, BLOCK_ROWS)
     while tile < num_tiles:
-        tokens, heads, is_row = _rows(tile, num_tokens, NUM, BLOCK_ROWS)
+        tokens, heads, is_row = rows(tile, num_tokens, NUM, BLOCK_ROWS)
         mask = is_row & in_half[None, :]
         offsets = heads * head + halves[None, :]
         positions = tl.load(positions_ptr + tokens, is_row, other=0).to(tl.int64)
         grad_ptrs = grad_ptr + tokens * grad_strides[0] + heads * grad_strides[1]
-        grad_first, grad_second = _load_halves(grad_ptrs + halves[None, :], mask, HALF)
+        grad_first, grad_second = load_halves(grad_ptrs + halves[None, :], mask, HALF)
         if HAS_NORM:
-            x_first, x_second = _load_halves(x_ptr + tokens * x_stride + offsets, mask, HALF)
-        cos, sin = _angles(tables, positions, mask, HALF, BLOCK_HALF)
+            x_first, x_second = load_halves(x_ptr + tokens * x_stride + offsets, mask, HALF)
+        cos, sin = angles(tables, positions, mask, HALF, BLOCK_HALF)
         first = grad_first * cos + grad_second * sin
         second = grad_second * cos - grad_first * sin
         if HAS_NORM:
-            rstd = tl.rsqrt(_mean(x_first * x_first, x_second * x_second, HALF) + eps)
+            rstd = tl.rsqrt(mean(x_first * x_first, x_second * x_second, HALF) + eps)
             normed_first, normed_second = x_first * rstd, x_second * rstd
             sum_first += first * normed_first
             sum_second += second * normed_second
             first, second = first * weight_first[None, :], second * weight_second[None, :]
-            projection = _mean(first * normed_first, second * normed_second, HALF)
+            projection = mean(first * normed_first, second * normed_second, HALF)
             first = rstd * (first - normed_first * projection)
             second = rstd * (second - normed_second * projection)
-        _store_halves(grad_x_ptr + tokens * WIDTH + offsets, first, second, mask, HALF)
+        store_halves(grad_x_ptr + tokens * WIDTH + offsets, first, second, mask, HALF)
         tile += tl.num_programs(0)
     if HAS_NORM:
         sums_ptrs = sums_ptr + tl.program_id(0) * (2 * head) + halves
         sum_first, sum_second = tl.sum(sum_first, axis=0), tl.sum(sum_second, axis=0)
-        _store_halves(sums_ptrs, sum_first, sum_second, in_half, HALF)
+        store_halves(sums_ptrs, sum_first, sum_second, in_half, HALF)
     return tile - num_tiles
 
 
@@ -309,10 +271,10 @@ def _backward_kernel(
     halves = tl.arange(0, BLOCK_HALF)[None, :]
     grad_values_ptr = grad_qkv_ptr + keys + NUM_KV_HEADS * head
     while tile < tl.cdiv(num_tokens * NUM_KV_HEADS, BLOCK_ROWS):
-        tokens, heads, is_row = _rows(tile, num_tokens, NUM_KV_HEADS, BLOCK_ROWS)
+        tokens, heads, is_row = rows(tile, num_tokens, NUM_KV_HEADS, BLOCK_ROWS)
         mask = is_row & (halves < HALF)
         grad_ptrs = grad_v_ptr + tokens * grad_v_strides[0] + heads * grad_v_strides[1] + halves
-        first, second = _load_halves(grad_ptrs, mask, HALF)
+        first, second = load_halves(grad_ptrs, mask, HALF)
         value_ptrs = grad_values_ptr + tokens * width + heads * head + halves
-        _store_halves(value_ptrs, first, second, mask, HALF)
+        store_halves(value_ptrs, first, second, mask, HALF)
         tile += tl.num_programs(0)

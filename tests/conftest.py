@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
+from hypothesis import settings
 from minimind_kernels import backend
 from training_runs import LAUNCHER_VARIABLES
 
@@ -26,6 +27,8 @@ from minimind.runtime.memory import freeze_objects
 from minimind.samples.text import load_sample_tokenizer
 
 torch.set_num_threads(1)  # also while tests are collected
+settings.register_profile("untimed", settings(deadline=None))
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -229,7 +229,7 @@ TURN_OF_ROLE = TURN.flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     row=st.dictionaries(
         st.sampled_from(ROW_KEYS),

@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from fuzz_targets import LIMIT_S, TARGETS, Target  # noqa: E402
-from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
+from generated_cases import GENERATED  # noqa: E402
+from hypothesis import given, seed, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.strategies import SearchStrategy  # noqa: E402
 
@@ -90,13 +91,7 @@ class Cases:
 def test_of(inputs: SearchStrategy[Any], feed: Callable[[Any], None]) -> Callable[[], None]:
     """Gives hypothesis's test of inputs."""
 
-    @settings(
-        max_examples=_BATCH,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(GENERATED, max_examples=_BATCH)
     @given(case=inputs)
     def test(case: Any) -> None:
         feed(case)

@@ -151,7 +151,7 @@ def test_stop_strings_end_the_text(
 
 
 @given(text=st.text("ab,你🙂", max_size=30), stop=st.text("ab,你🙂", min_size=1, max_size=5))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_text_is_cut_at_the_first_stop(text: str, stop: str):
     tokenizer = sample_tokenizer()
     for ids in (tokenizer.encode(text), single_characters(tokenizer, text)):

@@ -113,7 +113,7 @@ def test_where_flash_begins_changes_nothing(monkeypatch: pytest.MonkeyPatch, fla
     scores=st.sampled_from([1, 2000, 2**19]),
     flash_from=st.sampled_from([8, 512]),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_documents(lengths: list[int], heads: tuple[int, int], scores: int, flash_from: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(document_attention, "SCORES_PER_BUCKET", scores)

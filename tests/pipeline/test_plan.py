@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cpu_decoding import needs_compiler
+from empty_rehearsal import NOTHING
 from small_recipes import SMALL, STEPS
 
 from minimind.config.model import load_model_config
@@ -29,20 +30,6 @@ from minimind.rehearsal.rehearse import Point
 from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import Run
 
-NOTHING = Rehearsal(
-    device="a test",
-    world_size=1,
-    tokens=None,
-    launches={},
-    operators={},
-    collectives={},
-    waits=(),
-    flops=0,
-    kernel_bytes=0,
-    peak={},
-    roofline=None,
-    seconds=0.0,
-)
 TEXT_STEP: dict[str, Any] = {**SMALL, "name": "text", "data": "texts.jsonl"}
 CHAT_STEP: dict[str, Any] = {**SMALL, "stage": "sft", "data": "chats.jsonl"}
 ASK: dict[str, Any] = {"verb": "evaluate", "prompts": ["a"]}

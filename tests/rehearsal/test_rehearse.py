@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from empty_rehearsal import NOTHING
 
 from minimind.cli.train import main
 from minimind.errors import ConfigError
@@ -21,7 +22,7 @@ from minimind.rehearsal import fits, stub
 from minimind.rehearsal.fits import check_memory, read_place
 from minimind.rehearsal.rehearse import Point, known_device, rehearse, rehearse_all, why_not
 from minimind.rehearsal.report import Rehearsal, Wait
-from minimind.rehearsal.roofline import Roofline, estimate, sent_share
+from minimind.rehearsal.roofline import estimate, sent_share
 from minimind.rehearsal.tally import Work
 from minimind.run.arguments import TrainArguments, collect_arguments, parse_arguments
 from minimind.run.run import Run
@@ -31,20 +32,6 @@ from minimind.runtime.gpus import GPUS
 GIB = 2**30
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
-)
-NOTHING = Rehearsal(
-    device="H200",
-    world_size=1,
-    tokens=1000,
-    launches={},
-    operators={},
-    collectives={},
-    waits=(),
-    flops=0,
-    kernel_bytes=0,
-    peak={},
-    roofline=Roofline(products=0.5, memory=0.25, links=0.0, host=0.1),
-    seconds=1.0,
 )
 SMALL: dict[str, Any] = {"num_hidden_layers": 1, "seq_len": 128, "batch_size": 16}
 

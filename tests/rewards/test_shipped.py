@@ -206,7 +206,7 @@ TURNS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXTS, gt=JSON, row=JSON, turns=TURNS)
 def test_no_rollout_makes_them_raise(text: str, gt: Any, row: Any, turns: Any) -> None:
     one = rollout(text, gt=gt, row={"x": row, "tools": row}, turns=turns, messages=turns)

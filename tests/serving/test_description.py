@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from generated_cases import GENERATED
+from hypothesis import given, settings
 from live_servers import LiveServer
 from schemathesis import GenerationMode
 
@@ -55,14 +56,7 @@ def test_calls_are_answered_as_described(
 ) -> None:
     cases = description[path][method].as_strategy(generation_mode=mode)
 
-    @settings(
-        max_examples=20 if method == "POST" else 5,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(GENERATED, max_examples=20 if method == "POST" else 5, derandomize=True)
     @given(case=cases)
     def check(case: Any) -> None:
         if mode is GenerationMode.POSITIVE and method == "POST":

@@ -199,11 +199,16 @@ def test_bad_rows_of_odd_values(tmp_path: Path, tokenizer: Tokenizer) -> None:
         {"conversations": [{"role": "\ud800", "content": "a"}]},
         {"conversations": turns, "system": float("nan")},
     ]
-    deep = '{"conversations": [], "tools": ' + "[" * 500 + "]" * 500 + "}"
-    path.write_text("\n".join([*map(json.dumps, rows), deep]))
+    nested: list[object] = []
+    for _ in range(500):
+        nested = [nested]
+    tool = {"name": "f", "parameters": {"a": nested}}
+    rows.append({"conversations": turns, "tools": [tool]})
+    path.write_text("\n".join(map(json.dumps, rows)))
     cache = build_token_cache(path, tokenizer, CHAT, on_bad_row="skip")
     assert [row.line for row in cache.skipped] == [2, 3, 4]
     assert r"\ud800" in str(cache.skipped[0])
+    assert "nested too deep" in str(cache.skipped[2])
     assert all(str(row).encode() for row in cache.skipped)
 
 

@@ -8,6 +8,8 @@ from minimind.config.recipe import Recipe, replace_fields
 from minimind.config.sizes import Sizes
 from minimind.errors import ConfigError
 
+_MOST_LISTED = 1 << 16
+
 
 def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: int) -> Recipe:
     """Fills in the batch sizes of `ds` and of the recipe that it returns, so that rows per step =
@@ -27,22 +29,20 @@ def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: i
             f"{' or '.join(map(str, sorted(near)))}"
         )
     share = rows // num_ranks
-    divisors = [n for n in range(1, share + 1) if share % n == 0]
-    fitting = ", ".join(map(str, divisors))
     micro = recipe.micro_batch_size
     if micro is None and asked is not None:
         if share % asked:
             raise ConfigError(
                 f"train_batch_size {rows} / (gradient_accumulation_steps {asked} x {num_ranks} "
-                f"ranks) is not whole: give an accumulation of {fitting}, or leave it out"
+                f"ranks) is not whole: give an accumulation of {_fitting(share)}, or leave it out"
             )
         micro = share // asked
     if micro is None:
-        micro = max(n for n in divisors if n <= sizes.micro_batch_size)
+        micro = next(n for n in range(sizes.micro_batch_size, 0, -1) if share % n == 0)
     if share % micro:
         raise ConfigError(
             f"train_batch_size {rows} / (micro-batch {micro} x {num_ranks} ranks) is not whole: "
-            f'give a micro-batch of {fitting}, or "auto"'
+            f'give a micro-batch of {_fitting(share)}, or "auto"'
         )
     accumulation = share // micro
     if asked not in (None, accumulation):
@@ -55,6 +55,11 @@ def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: i
     ds["gradient_accumulation_steps"] = accumulation
     sizes_found = {"train_batch_size": rows, "micro_batch_size": micro}
     return replace_fields(recipe, sizes_found, "the DeepSpeed JSON")
+
+
+def _fitting(share: int) -> str:
+    """Lists the numbers that divide a rank's rows of a step, as far as a user may want them."""
+    return ", ".join(str(n) for n in range(1, min(share, _MOST_LISTED) + 1) if share % n == 0)
 
 
 def _read_accumulation(ds: dict[str, Any]) -> int | None:

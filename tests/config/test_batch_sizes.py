@@ -50,6 +50,7 @@ def test_explicit_sizes_are_kept(resolved: Resolve):
         ({"train_batch_size": 2}, 8, ["2", "8 ranks", "use 8"]),
         ({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 3}, 1, ["16", "3", "whole"]),
         ({"train_batch_size": 8, "train_micro_batch_size_per_gpu": 16}, 1, ["8", "16", "whole"]),
+        ({"train_batch_size": 10**15, "train_micro_batch_size_per_gpu": 7}, 1, ["32768", "whole"]),
         (
             {"train_batch_size": 16, "gradient_accumulation_steps": 3},
             1,

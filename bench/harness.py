@@ -25,6 +25,7 @@ import torch
 from bench.ceilings import measure_ceilings
 from minimind.errors import ConfigError
 from minimind.runtime.devices import Device
+from minimind.runtime.text_table import align_cells
 from minimind.runtime.whole_files import write_whole
 
 SCHEMA_VERSION = 2
@@ -143,15 +144,7 @@ def results_folder(machine: Mapping[str, Any]) -> Path:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Makes a Markdown table with the first column aligned to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+    return align_cells([header, *rows], numbers=True)
 
 
 def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -10,17 +10,22 @@ from typing import Any
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Writes a Markdown table with aligned columns. The keys of the first row are the header, and
     all rows have them."""
-    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| "
-        + " | ".join(
-            cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)
-        )
-        + " |"
-        for line in lines
-    )
+    return align_cells([list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def align_cells(lines: Sequence[Sequence[Any]], *, numbers: bool = False) -> str:
+    """Writes a Markdown table of a header and rows; with `numbers`, all columns but the first are
+    aligned to the right."""
+    cells = [list(map(_cell, line)) for line in lines]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    marks = [":" if numbers and place else "-" for place in range(len(widths))]
+    cells.insert(1, ["-" * (width - 1) + mark for width, mark in zip(widths, marks, strict=True)])
+    return "\n".join(f"| {' | '.join(map(_padded, line, widths, marks))} |" for line in cells)
+
+
+def _padded(cell: str, width: int, mark: str) -> str:
+    blank = " " * (width - _width(cell))
+    return blank + cell if mark == ":" else cell + blank
 
 
 def _cell(value: Any) -> str:

@@ -143,7 +143,8 @@ def test_a_base_that_is_no_path(folder: Path, base: object) -> None:
 @pytest.mark.parametrize(
     "values",
     [{"lora_alpha": "x"}, {"lora_alpha": None}, {"alpha_pattern": ["q"]},
-     {"alpha_pattern": {"q_proj": "x"}}, {"lora_alpha": 10**400}, {"lora_alpha": float("nan")}],
+     {"alpha_pattern": {"q_proj": "x"}}, {"lora_alpha": 10**400}, {"lora_alpha": float("nan")},
+     {"lora_alpha": True}],
     ids=str,
 )  # fmt: skip
 def test_alphas_that_are_no_numbers(values: dict[str, Any]) -> None:

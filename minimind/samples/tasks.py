@@ -59,24 +59,24 @@ def tool_rows(seed: int) -> Iterator[SampleRow]:
 
 def _sum(wording: str, pair: tuple[int, int]) -> SampleRow:
     question = wording.format(a=pair[0], b=pair[1])
-    return _prompt(question, sum(pair), pair in HELD_OUT_SUMS)
+    return _prompt(question, sum(pair), is_held_out=pair in HELD_OUT_SUMS)
 
 
 def _count(dice: Dice, in_english: bool) -> SampleRow:
     first, last = pick_count(dice)
     question = COUNT_WORDINGS[not in_english].format(a=first, b=last)
     answer = spell_numbers(range(first, last + 1), in_english)
-    return _prompt(question, answer, (first, last) in HELD_OUT_COUNTS)
+    return _prompt(question, answer, is_held_out=(first, last) in HELD_OUT_COUNTS)
 
 
 def _sort(dice: Dice, in_english: bool) -> SampleRow:
     numbers = dice.some(range(1, 100), 3, 3)
     a, b, c = numbers
     question = SORT_WORDINGS[not in_english].format(a=a, b=b, c=c)
-    return _prompt(question, spell_numbers(sorted(numbers), in_english), False)
+    return _prompt(question, spell_numbers(sorted(numbers), in_english), is_held_out=False)
 
 
-def _prompt(question: str, gt: int | str, is_held_out: bool) -> SampleRow:
+def _prompt(question: str, gt: int | str, *, is_held_out: bool) -> SampleRow:
     turns = [{"role": "user", "content": question}]
     return {"conversations": turns, "gt": gt}, [question], is_held_out
 

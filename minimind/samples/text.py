@@ -34,7 +34,7 @@ class SamplePrompt:
 
     prompt: str
     expected: str
-    held_out: bool
+    is_held_out: bool
     """True where the answer appears nowhere in the training text, so that the model has to work it
     out."""
 

@@ -135,7 +135,9 @@ class ServedModel:
     ) -> list[GenerationRequest]:
         """Builds the generation requests: all choices of the first prompt, then of the next. Raises
         ApiError."""
-        grammar = body.answer_grammar(self.thread.engine.grammars, self.tokenizer, False)
+        grammar = body.answer_grammar(
+            self.thread.engine.grammars, self.tokenizer, after_thinking=False
+        )
         return self._requests(body, prompts, body.logprobs, grammar)
 
     def read_texts(
@@ -144,11 +146,12 @@ class ServedModel:
         """Gives the ids of each text. A string is encoded as the beginning of a document; ids are
         taken as they are. Raises ApiError."""
         parses = self.parses_special if body.parse_special is None else body.parse_special
+        begins = body.add_special_tokens is not False
         found = []
         for text in each_text(texts):
-            begins = body.add_special_tokens is not False
-            ids = self.encode(body, text, begins, parses) if isinstance(text, str) else text
-            ids = body.truncated(ids, self.context)
+            if isinstance(text, str):
+                text = self.encode(body, text, begins=begins, parses_special=parses)
+            ids = body.truncated(text, self.context)
             if not ids:
                 raise ApiError(400, f"{param} is empty, so nothing can follow it", param=param)
             if len(ids) > self.context:
@@ -156,7 +159,9 @@ class ServedModel:
             found.append(ids)
         return found
 
-    def encode(self, body: AnyRequest, text: str, begins: bool, parses_special: bool) -> list[int]:
+    def encode(
+        self, body: AnyRequest, text: str, *, begins: bool, parses_special: bool
+    ) -> list[int]:
         """Encodes a text of the request `body`. With `begins`, it starts with the tokens that begin
         a document, which are not repeated if the text spells them itself. Raises ApiError for a
         text with so many bytes that it cannot fit: encoding it would take the time that other

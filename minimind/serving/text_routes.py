@@ -95,9 +95,11 @@ def _ids(model: ServedModel, body: TokenizeRequest) -> list[int]:
         raise ApiError(400, "give one of prompt, content and messages", param="prompt")
     parses = body.parse_special is not False
     if body.prompt is not None:
-        return model.encode(body, body.prompt, body.add_special_tokens is not False, parses)
+        begins = body.add_special_tokens is not False
+        return model.encode(body, body.prompt, begins=begins, parses_special=parses)
     if body.content is not None:
-        return model.encode(body, body.content, bool(body.add_special), parses)
+        begins = bool(body.add_special)
+        return model.encode(body, body.content, begins=begins, parses_special=parses)
     return model.chat_prompt(body).ids
 
 

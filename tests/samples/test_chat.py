@@ -114,7 +114,7 @@ def test_some_answers_are_thought_about(rows: Rows) -> None:
 @pytest.mark.parametrize("sample", SAMPLE_QUESTIONS, ids=lambda sample: sample.prompt)
 def test_questions_are_answered_in_training_unless_held_out(rows: Rows, sample) -> None:
     known = [pair for row in rows["chat", "train"] for pair in asked(row)]
-    assert ((sample.prompt, sample.expected) in known) != sample.held_out
+    assert ((sample.prompt, sample.expected) in known) != sample.is_held_out
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -73,7 +73,7 @@ def test_prompts_are_answered_by_the_training_text_unless_held_out(
     texts: dict[str, list[str]], prompt
 ) -> None:
     answered = any(prompt.prompt + prompt.expected in text for text in texts["train"])
-    assert answered != prompt.held_out
+    assert answered != prompt.is_held_out
 
 
 @pytest.mark.parametrize("prompt", SAMPLE_PROMPTS, ids=lambda prompt: prompt.prompt)

@@ -128,9 +128,10 @@ def set_states(optimizer: Any, zero_stage: int, module: nn.Module, states: Saved
         )
     inner = getattr(optimizer, "optimizer", optimizer)
     names: dict[Tensor, str] = {p: name for name, p in trained_parameters(module)}
-    for group in inner.param_groups:
-        if "step" in group:
-            group["step"] = int(states.counters.get("step", 0))
+    counting = [group for group in inner.param_groups if "step" in group]
+    for group in counting:
+        group["step"] = int(states.counters.get("step", 0))
+    counters = {k: v for k, v in states.counters.items() if k != "step" or not counting}
     for flat, parts in find_layout(optimizer, zero_stage, module):
         own = inner.state[flat]
         for part in parts:
@@ -139,9 +140,7 @@ def set_states(optimizer: Any, zero_stage: int, module: nn.Module, states: Saved
                     own[key] = torch.zeros_like(flat, dtype=torch.float32)
                 piece = part.taken(value.reshape(-1))
                 own[key].view(-1)[part.start : part.start + piece.numel()].copy_(piece)
-        for key, value in states.counters.items():
-            if any(key == "step" and "step" in group for group in inner.param_groups):
-                continue
+        for key, value in counters.items():
             own[key] = _counter(inner, flat, value)
     if states.loss_scale and float(getattr(optimizer, "loss_scale", None) or 1.0) != 1.0:
         scaler = optimizer.loss_scaler if zero_stage else optimizer

@@ -95,6 +95,12 @@ def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
+def own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes "auto" mean the device's own precision, whatever the tests are run with."""
+    monkeypatch.delenv("MINIMIND_PRECISION", raising=False)
+
+
+@pytest.fixture
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes "auto" mean fp32, for tests that hold in fp32 only."""
     monkeypatch.setenv("MINIMIND_PRECISION", "fp32")

@@ -1,4 +1,4 @@
-"""Provides the rehearsal of a step that does nothing, for tests of what is said of one."""
+"""Provides a rehearsal that found nothing, for tests of reports about one."""
 
 from minimind.rehearsal.report import Rehearsal
 from minimind.rehearsal.roofline import Roofline

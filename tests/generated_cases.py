@@ -1,5 +1,5 @@
-"""Provides hypothesis's settings for tests of programs from outside: cases are generated alone, as
-slow and as large as they come, and none is shrunk, stored or replayed."""
+"""Provides hypothesis's settings for tests that feed whole programs: cases of any size, however long
+they take, which are not shrunk, stored or replayed."""
 
 from hypothesis import HealthCheck, Phase, settings
 

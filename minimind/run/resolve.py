@@ -152,7 +152,7 @@ def resolve_run(
     together."""
     stage = STAGES[arguments.get("stage")]
     config, weights_folder, model_name = _resolve_model(arguments, tokenizer)
-    _check_vocabulary(arguments, tokenizer, config, weights_folder)
+    _check_vocabulary(tokenizer, config, weights_folder)
     recipe = replace_fields(stage.recipe_type(), arguments.recipe, f"--stage {stage.name}")
     sizes = stage.recipe_type.sizes(device.kind, model_name)
     overrides = switch_monitors(arguments.get("monitor") or (), arguments.ds_config)
@@ -236,9 +236,7 @@ def _resolve_model(
     return config, folder, _preset_like(config)
 
 
-def _check_vocabulary(
-    arguments: TrainArguments, tokenizer: Tokenizer, config: ModelConfig, folder: Path | None
-) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, folder: Path | None) -> None:
     """Raises ConfigError where the model's vocabulary is smaller than the tokenizer's."""
     if folder is None:
         tokenizer.check_fits(config.vocab_size)

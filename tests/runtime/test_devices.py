@@ -15,10 +15,7 @@ from minimind.runtime import devices
 from minimind.runtime.devices import Device, check_kernels, cpu_has_bf16, find_device
 from minimind.runtime.gpus import GPUS
 
-
-@pytest.fixture(autouse=True)
-def _auto_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MINIMIND_PRECISION", raising=False)
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 def test_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):

@@ -11,10 +11,7 @@ import torch
 from minimind.runtime import devices
 from minimind.runtime.devices import find_device
 
-
-@pytest.fixture(autouse=True)
-def _auto_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MINIMIND_PRECISION", raising=False)
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 @pytest.fixture

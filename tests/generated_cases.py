@@ -1,5 +1,5 @@
-"""Provides hypothesis's settings for tests that feed whole programs: cases of any size, however long
-they take, which are not shrunk, stored or replayed."""
+"""Provides hypothesis's settings for tests that feed whole programs: cases of any size, however
+long they take, which are not shrunk, stored or replayed."""
 
 from hypothesis import HealthCheck, Phase, settings
 

@@ -99,11 +99,12 @@ def test_the_newest_whole_checkpoint_is_found(
 
 
 @pytest.mark.faults("a checkpoint's description that names other files", "refused; none is read")
-@pytest.mark.parametrize("name", ["/dev/zero", "../../x", "pipe", "a" * 300, "a\0b"])
+@pytest.mark.parametrize("name", ["/dev/zero", "../x", "pipe", "a" * 300, "a\0b"])
 def test_digests_of_what_is_no_file_of_a_checkpoint(store: CheckpointStore, name: str):
     """Reading of a device or a pipe may never end."""
     folder = save(store, 1)
     os.mkfifo(folder / "pipe")
+    (folder.parent / "x").write_text("a stranger's")
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {DIGESTS: {name: "0"}}))
     with pytest.raises(CheckpointError, match=r"no file of it|no name of a file|cannot be read"):

@@ -48,7 +48,8 @@ def test_a_folder_that_another_run_has_is_refused(resolve: Callable[..., Resolve
 
 @pytest.mark.faults("a user's copies beside the checkpoints", "are no checkpoints")
 def test_only_checkpoints_make_a_folder_that_of_a_run(resolve: Callable[..., ResolvedRun]):
-    Path("mine/checkpoints/step-good").mkdir(parents=True)
+    for name in ("step-good", "step-00000001-copy"):
+        Path("mine/checkpoints", name).mkdir(parents=True)
     assert check_folder(resolve(output_dir="mine")) == Path("mine")
     Path("mine/checkpoints/step-00000001").mkdir()
     with pytest.raises(ConfigError, match="already holds a run's checkpoints"):

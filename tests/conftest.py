@@ -27,6 +27,7 @@ from minimind.runtime.memory import freeze_objects
 from minimind.samples.text import load_sample_tokenizer
 
 torch.set_num_threads(1)  # also while tests are collected
+# On a busy machine any example may take longer than hypothesis allows.
 settings.register_profile("untimed", settings(deadline=None))
 settings.load_profile("untimed")
 

@@ -9,6 +9,7 @@ from minimind.config.sizes import Sizes
 from minimind.errors import ConfigError
 
 _MOST_LISTED = 1 << 16
+"""The largest divisor that an error lists."""
 
 
 def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: int) -> Recipe:
@@ -58,7 +59,7 @@ def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: i
 
 
 def _fitting(share: int) -> str:
-    """Lists the numbers that divide a rank's rows of a step, as far as a user may want them."""
+    """Lists the numbers that divide a rank's rows of a step, up to _MOST_LISTED."""
     return ", ".join(str(n) for n in range(1, min(share, _MOST_LISTED) + 1) if share % n == 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def read_turns(tmp_path: Path) -> list[list[dict[str, str]]]:
 
 def conversation(question: str, *more: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     return {"conversations": [{"role": "user", "content": question}, *more]}
+
+
+def test_a_model_of_text_is_named(
+    answer: Main, teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    shutil.copytree(teacher, tmp_path / "text" / "model")
+    (tmp_path / "text" / "meta.json").write_text('{"is_chat": false}')
+    assert answer([conversation("q")]) == 0
+    assert "never to chat" not in capfd.readouterr().err
+    assert answer([conversation("q")], "--checkpoint", str(tmp_path / "text" / "model")) == 0
+    assert f"{tmp_path}/text/model was trained on text and never to chat" in capfd.readouterr().err
 
 
 def test_answers_are_the_models_and_train_another(answer: Main, teacher: Path, tmp_path: Path):

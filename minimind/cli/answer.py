@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"--output {options.output}: cannot be written: {error.strerror}"
         ) from None
-    print(f"{options.output}: {answered:,} answers; {unfinished:,} left out as empty or unfinished")
+    print(f"{options.output}: {answered:,} answered, {unfinished:,} left out: empty or unfinished")
     return 0
 
 

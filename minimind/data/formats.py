@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from minimind.data.collate import collate
 from minimind.types import Batch, PackedRow
 
 TEXT_COLUMN = "text"
@@ -41,6 +42,9 @@ class Format:
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The kinds of the values in a sample's `meta`, by name: a NumPy dtype (`bool`, `float32`) or
     TEXT_COLUMN. The values travel through cache and packing to the batch."""
+
+    def __post_init__(self) -> None:
+        assert not (self.columns and self.collate is collate), "it drops columns: collate_units"
 
     def with_options(self, **options: Any) -> Format:
         """Gives the same format with these options of `read`, which become part of the cache

@@ -80,7 +80,8 @@ def _collect(pipeline: Pipeline, place: Place, made: Sequence[Made]) -> dict[str
         "tokens": sum(_num_tokens(one) for one in trained),
         "trained": [_show_training(one, place.folder) for one in trained],
         "samples": [sample for one in evaluated for sample in _samples(one)],
-        "notices": sorted({notice for one in evaluated for notice in _notices(one)}),
+        "text_models": sorted({name for one in evaluated for name in _text_models(one)}),
+        "text_alone": TEXT_ALONE,
         "tables": [table for one in evaluated for table in _tables(one)],
         "converted": [
             one.step.output(one.folder) for one in made if isinstance(one.step, ConvertStep)
@@ -160,12 +161,12 @@ def _samples(one: Made) -> Iterator[dict[str, Any]]:
         }
 
 
-def _notices(one: Made) -> Iterator[str]:
-    """Yields what to know of each model that was asked as a user asks and never learnt to chat."""
+def _text_models(one: Made) -> Iterator[str]:
+    """Yields the name of each model that was asked as a user asks and has never learnt to chat."""
     assert isinstance(one.step, EvaluateStep)
     for name, found in one.step.read_results(one.folder).items():
         if "answers" in found and "notice" in found:
-            yield f"{name} {TEXT_ALONE}."
+            yield name
 
 
 def _tidy(answer: str) -> str:

@@ -89,7 +89,7 @@ def test_what_is_unfinished_is_left_out_and_counted(
     rows = [conversation(q) for q in QUESTIONS * 4]
     assert answer(rows, *sampled, "40") == 0
     first = read_turns(tmp_path)
-    assert f"{len(first)} answers; {len(rows) - len(first)} left out" in capsys.readouterr().out
+    assert f"{len(first)} answered, {len(rows) - len(first)} left out" in capsys.readouterr().out
     assert answer(rows, *sampled, "40") == 0
     assert read_turns(tmp_path) == first
     assert answer(rows, *sampled, "40", "--seed", "1") == 0

@@ -25,7 +25,8 @@ class Format:
     version: str
     """A part of the cache key; raise it whenever the result of `read` changes."""
     all_targets: bool
-    """True where every token is a target, so that the cache stores no mask."""
+    """True where every token is a target: a text. The cache then stores no mask, and a model that
+    is trained on such rows alone has not learnt to chat."""
     split_long: bool
     """True where a document longer than a row is split; otherwise it is truncated."""
     read: Callable[..., list[Any]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +22,17 @@ from minimind.inference.answer_parser import AnswerParser, Content, Part
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.chat_prompt import chat_prompt
 from minimind.inference.grammar_texts import FORMS, AnswerForm, take_form
-from minimind.inference.load import choose_placement, load_adapters, load_checkpoint
+from minimind.inference.load import (
+    chat_notice,
+    choose_placement,
+    load_adapters,
+    load_checkpoint,
+)
 from minimind.inference.request import Delta, GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.lora.folder import find_model_folder
+
+logger = logging.getLogger(__name__)
 
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingParams) if "logprobs" not in f.name)
 """The options of each call; SamplingParams explains them. Log-probabilities are left out, because
@@ -72,6 +80,8 @@ class LLM:
         self._engine = BatchEngine(
             model, self.tokenizer, max_batch=max_batch, max_tokens=max_tokens, adapters=loaded
         )
+        self._notice = chat_notice(Path(checkpoint))
+        """What to warn of before the first answer."""
         self._lock = threading.Lock()
         """Held by the thread that steps the engine."""
         self._inboxes: dict[int, deque[Delta]] = {}
@@ -93,7 +103,7 @@ class LLM:
         `grammar` (Lark or GBNF) constrains the form of the answer, unless it reaches its most
         tokens first. Raises ConfigError for an unknown option, a form that cannot be enforced,
         turns that are not a conversation, and a conversation that is too long; DataError for a
-        model without a chat template.
+        model without a chat template. Warns once where the model was trained on text alone.
         """
         parts = self.stream(messages, thinking=thinking, adapter=adapter, **sampling)
         return "".join(parts)
@@ -118,6 +128,9 @@ class LLM:
             chat = read_chat(list(turns), "the conversation", needs_answer=False)
         except RowProblem as problem:
             raise ConfigError(str(problem)) from None
+        if self._notice:
+            logger.warning("%s", self._notice)
+            self._notice = None
         prompt = chat_prompt(self.tokenizer, chat, thinking)
         new_tokens = ChatOptions().max_new_tokens
         thinks = prompt.in_reasoning

@@ -1,6 +1,7 @@
 """Compiles every kernel for real GPUs on a machine without one, and reads what it would use.
 
-    python -m bench.kernels --compile-report [--quick] [--targets sm_90] [--update-budget]
+    python -m bench.kernels --compile-report [--quick] [--targets sm_90] [--ops swiglu]
+                            [--update-budget]
 
 Every operation runs forward and backward on tensors without storage; each launch is compiled for
 the target instead of being run. So what is compiled is what training would launch. Compiled are the
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,12 @@ class Usage:
     """Describes its instructions; None where they were not read."""
 
 
-def build_report(targets: Sequence[str] | None = None, *, quick: bool) -> list[Usage]:
-    """Compiles all kernels × dtypes × sizes × targets; `quick` takes bf16, two presets and, unless
-    others are given, the targets with a budget of registers alone, and reads the instructions of
-    two of them."""
+def build_report(
+    targets: Sequence[str] | None = None, ops: Sequence[str] | None = None, *, quick: bool
+) -> list[Usage]:
+    """Compiles all kernels, or those of `ops`, × dtypes × sizes × targets; `quick` takes bf16, two
+    presets and, unless others are given, the targets with a budget of registers alone, and reads
+    the instructions of two of them."""
     usages: dict[Any, Usage] = {}
     for target in targets or (Registers._fields if quick else TARGETS):
         half = half_dtype(target)
@@ -87,7 +90,8 @@ def build_report(targets: Sequence[str] | None = None, *, quick: bool) -> list[U
             for group, all_sizes in groups.items():
                 device = TARGETS[target].device
                 cases = (case for sizes in all_sizes for case in _cases(target, sizes, dtype))
-                for key, usage in compile_cases(target, device, dtype, cases, reads=reads):
+                found = compile_cases(target, device, dtype, cases, reads=reads, ops=ops)
+                for key, usage in found:
                     # A kernel that is the same in all dtypes counts as one of 16 bits.
                     usages.setdefault((*key, group), replace(usage, sizes=group))
     return list(usages.values())
@@ -112,10 +116,10 @@ def _cases(target: str, sizes: Sizes, dtype: torch.dtype) -> Iterator[Case]:
             yield one.build(Inputs(sizes, 4096, dtype, "meta"))
 
 
-def check(report: list[Usage]) -> list[str]:
-    """Lists the faults: more shared memory than a target has, more registers than an operation's
-    budget allows, no budget at all."""
-    budget = {name: most for one in OPS.values() for name, most in one.registers.items()}
+def check(report: list[Usage], budget: Mapping[str, Registers] | None = None) -> list[str]:
+    """Lists the faults: more shared memory than a target has, more registers than the budget allows
+    (by default that of each `Op`), no budget at all."""
+    budget = read_budget() if budget is None else budget
     problems = []
     for usage in report:
         name = f"{usage.target} {usage.kernel} {usage.dtype} ({usage.sizes})"
@@ -129,33 +133,45 @@ def check(report: list[Usage]) -> list[str]:
             allowed = getattr(budget[usage.kernel], usage.target)
             if usage.registers > allowed:
                 problems.append(f"{name}: {usage.registers} registers, the budget is {allowed}")
-    return problems
+    return list(dict.fromkeys(problems))
 
 
-def write_budget(report: list[Usage]) -> None:
+def read_budget() -> dict[str, Registers]:
+    """Gives the budget of each kernel, as the `Op`s have it."""
+    return {name: most for one in OPS.values() for name, most in one.registers.items()}
+
+
+def write_budget(report: list[Usage]) -> dict[str, Registers]:
     """Writes each kernel's highest registers on each target as its budget, in the file of the
-    operation that owns it."""
+    operation that owns it, and gives the new budget. A kernel that was not compiled for every
+    target keeps what it has."""
+    budget = read_budget() | _measured_budget(report)
     for path in Path(op.__file__).parent.glob("*.py"):
         before = path.read_text(encoding="utf-8")
-        after = _BUDGET.sub(lambda found: _line(report, found[1], found[0]), before)
+        after = _BUDGET.sub(lambda found: _write_line(found, budget), before)
         if after != before:
             path.write_text(after, encoding="utf-8")
+    return budget
 
 
-def _line(report: list[Usage], kernel: str, otherwise: str) -> str:
-    """Writes the budget of a kernel as a line of its operation's file."""
-    found = {
-        target: [
-            u.registers
-            for u in report
-            if (u.kernel, u.target, u.sizes) == (kernel, target, "presets")
-        ]
-        for target in Registers._fields
-    }
-    if not all(found.values()):
-        return otherwise
-    most = Registers(**{target: max(taken) for target, taken in found.items()})
-    return f'"{kernel}": Registers({", ".join(map(str, most))})'
+def _write_line(found: re.Match[str], budget: Mapping[str, Registers]) -> str:
+    """Writes a kernel's budget where a line of its operation's file has it. A file that
+    `__init__.py` does not import yet keeps its lines."""
+    if (most := budget.get(found[1])) is None:
+        return found[0]
+    return f'"{found[1]}": Registers({", ".join(map(str, most))})'
+
+
+def _measured_budget(report: list[Usage]) -> dict[str, Registers]:
+    """Gives the highest registers of each kernel that was compiled for every target with a
+    budget."""
+    most: dict[str, dict[str, int]] = {}
+    for usage in report:
+        if usage.sizes == "presets" and usage.target in Registers._fields:
+            of_kernel = most.setdefault(usage.kernel, {})
+            of_kernel[usage.target] = max(of_kernel.get(usage.target, 0), usage.registers)
+    complete = len(Registers._fields)
+    return {kernel: Registers(**row) for kernel, row in most.items() if len(row) == complete}
 
 
 @contextlib.contextmanager
@@ -173,16 +189,22 @@ def compile_cases(
     cases: Iterable[Case],
     *,
     reads: bool = False,
+    ops: Sequence[str] | None = None,
 ) -> Iterator[tuple[Any, Usage]]:
     """Yields the usage of the kernels of `cases`, on the meta device, with the tiles of `device`;
-    each kernel once, by a unique key. With `reads` their instructions are read, too."""
+    each kernel once, by a unique key. With `reads` their instructions are read, too. With `ops`
+    only the kernels in these operations' budgets are compiled, for every case that launches
+    them."""
+    only = None if ops is None else {kernel for name in ops for kernel in OPS[name].registers}
     sources: dict[Any, tuple[ASTSource, int, str]] = {}
 
     def record(
         kernel: Any, grid: tuple[int, ...], num_warps: int, arguments: dict[str, Any]
     ) -> None:
-        source = _source(kernel, arguments)
-        sources[target, source.hash(), num_warps] = (source, num_warps, name_kernel(kernel))
+        name = name_kernel(kernel)
+        if only is None or name in only:
+            source = _source(kernel, arguments)
+            sources[target, source.hash(), num_warps] = (source, num_warps, name)
 
     with launches_to(record, device):
         for case in cases:

@@ -106,9 +106,9 @@ def format_report(report: Sequence[Usage]) -> str:
     ]
     compiled = {usage.target for usage in report}
     left_out = [
-        f"{target}: {', '.join(op.name for op in refused(target))} run PyTorch's form (backend.py)"
+        f"{target}: PyTorch's form (backend.py) runs for {', '.join(op.name for op in ops)}"
         for target in TARGETS
-        if target in compiled and refused(target)
+        if target in compiled and (ops := refused(target))
     ]
     return "\n".join([format_table(header, lines), *left_out])
 

@@ -3,7 +3,8 @@ of requests, packages, faults): `python -m bench.report`.
 
 What stands between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->` in a
 document is written anew from bench/results; plots go to docs/figures. What nobody measured reads
-"not measured". With names, only those sections are written. Tests check that they are up to date.
+"not measured". With names, only those sections are written, and no plots. Tests check that they are
+up to date.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if before != after:
             path.write_text(after, encoding="utf-8")
             written.append(name)
-    for path in draw_plots(results):
+    for path in () if options.sections else draw_plots(results):
         print(f"written: {path.relative_to(ROOT)}")
     print(f"written: {', '.join(written) or 'no document, all are as the results have them'}")
 

@@ -12,9 +12,8 @@ from functools import partial
 
 from bench.cards.__main__ import BENCHMARK as CARDS_BENCHMARK
 from bench.cards.__main__ import least_seconds
-from bench.harness import NOT_MEASURED, Row, describe_place, format_table, rate_range, shown
+from bench.harness import NOT_MEASURED, Row, describe_place, format_table
 from bench.results import Results, stage_of
-from minimind.stages import STAGES
 
 TOKENS = 1e9
 """The tokens whose least time the table of cards gives."""
@@ -28,9 +27,6 @@ class Words:
     training: str
     decoding: str
     scaling: str
-    columns: tuple[str, ...]
-    """The headings of the table of what was measured."""
-    original: str
     model: str
     times: tuple[str, str, str]
     """A time in hours, minutes and seconds."""
@@ -46,15 +42,6 @@ ENGLISH = Words(
     "**{last:.1f} times** with {batch}: `{model}` on {place}",
     scaling="**{efficiency:.0%}** of the ideal speed on {ranks} ranks, with as many rows a step as "
     "on one: `{model}` on {place}",
-    columns=(
-        "machine",
-        "stage of `{model}`",
-        "useful tokens/s",
-        "p10–p90",
-        "× original",
-        "peak MB",
-    ),
-    original="{stage}, the original's method",
     model="model",
     times=("{:.1f} h", "{:.0f} min", "{:.0f} s"),
     cell="{time}, {gib:.1f} GiB",
@@ -67,8 +54,6 @@ CHINESE = Words(
     "与 **{last:.1f} 倍**（{batch} 个）：{place} 上的 `{model}`",
     scaling="每步行数不变时，{ranks} 个进程达到理想加速的 **{efficiency:.0%}**："
     "{place} 上的 `{model}`",
-    columns=("机器", "`{model}` 的阶段", "有效 tokens/s", "p10–p90", "× 原版", "峰值 MB"),
-    original="{stage}，原版做法",
     model="模型",
     times=("{:.1f} 小时", "{:.0f} 分钟", "{:.0f} 秒"),
     cell="{time}，{gib:.1f} GiB",
@@ -141,41 +126,6 @@ def _best_first(results: Results, benchmark: str) -> list[tuple[Row, Sequence[Ro
     return [(one["machine"], one["rows"]) for one in found]
 
 
-def measured_section(results: Results, words: Words) -> str:
-    """Makes the short table of training of one model: each stage in the engine, and the original's
-    method. Only what was measured has a line."""
-    found = [
-        (machine, row)
-        for machine, rows in _best_first(results, "train_step")
-        for row in rows
-        if row["name"] in ("original", "engine") and row["useful_tokens_per_s"]
-    ]
-    if not found:
-        return words.not_measured
-    # One model: the one that the original's method was measured with too.
-    compared = [row["model"] for _, row in found if row["name"] == "original"]
-    model = (compared or [found[0][1]["model"]])[0]
-    found = [(machine, row) for machine, row in found if row["model"] == model]
-    stages = list(STAGES)
-    found.sort(key=lambda one: (stages.index(stage_of(one[1])), one[1]["name"] == "engine"))
-    # Sorting keeps the order of equals: the machines' own.
-    found.sort(key=lambda one: one[0]["kind"] != "gpu")
-    header = [column.format(model=model) for column in words.columns]
-    return format_table(header, [_measured_line(machine, row, words) for machine, row in found])
-
-
-def _measured_line(machine: Row, row: Row, words: Words) -> list[str]:
-    stage = f"`{stage_of(row)}`"
-    return [
-        describe_place(machine),
-        words.original.format(stage=stage) if row["name"] == "original" else stage,
-        shown(row["useful_tokens_per_s"]),
-        rate_range(row),
-        shown(row.get("ratio_to_original"), ".2f", missing="–"),
-        shown(row["peak_bytes"], per=1e6),
-    ]
-
-
 def time_and_memory_section(results: Results, words: Words) -> str:
     """Makes a line for each model: the least time of a billion tokens and the peak memory of a
     card, as rehearsed."""
@@ -207,7 +157,6 @@ README_SECTIONS: dict[str, Callable[[Results], str]] = {
     for suffix, words in (("", ENGLISH), ("_zh", CHINESE))
     for name, make in (
         ("numbers", numbers_section),
-        ("measured", measured_section),
         ("time_and_memory", time_and_memory_section),
     )
 }

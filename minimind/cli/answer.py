@@ -25,7 +25,12 @@ from minimind.data.jsonl import BadRow, RowProblem, require_key
 from minimind.data.rows import FORMAT_NAMES, open_rows, unread_message
 from minimind.errors import ConfigError, DataError
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
+from minimind.inference.load import (
+    add_dtype_flag,
+    chat_notice,
+    choose_placement,
+    load_checkpoint,
+)
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.runtime.logging import set_up_logging
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"--output {options.output}: cannot be written: {error.strerror}"
         ) from None
-    print(f"{options.output}: {answered:,} answers; {unfinished:,} left out as empty or unfinished")
+    print(f"{options.output}: {answered:,} answered, {unfinished:,} left out: empty or unfinished")
     return 0
 
 
@@ -91,6 +96,8 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
     )
     placement = choose_placement(dtype=options.dtype)
     model, tokenizer = load_checkpoint(options.checkpoint, placement)
+    if notice := chat_notice(options.checkpoint):
+        logger.warning("%s", notice)
     encoder, engine = ChatEncoder(tokenizer), BatchEngine(model, tokenizer, max_batch=_BATCH)
     answered = left_out = 0
     with (

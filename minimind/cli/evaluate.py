@@ -21,7 +21,12 @@ from minimind.errors import ConfigError
 from minimind.evaluation.multiple_choice import measure_choices, read_questions
 from minimind.evaluation.perplexity import measure_perplexity
 from minimind.evaluation.tables import result_tables
-from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
+from minimind.inference.load import (
+    add_dtype_flag,
+    chat_notice,
+    choose_placement,
+    load_checkpoint,
+)
 from minimind.inference.prompts import answer_prompts
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
@@ -96,6 +101,8 @@ def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
         "dtype": str(placement.dtype).removeprefix("torch."),
         "num_parameters": model.config.num_parameters,
     }
+    if options.chat and (notice := chat_notice(checkpoint)):
+        found["notice"] = notice
     if options.data:
         found["perplexity"] = [
             asdict(
@@ -175,10 +182,11 @@ def _read_prompts(given: Sequence[str]) -> list[str]:
 
 def report(results: dict[str, dict[str, Any]]) -> str:
     """Writes the content of --json as text: a table for each kind of measure, with a row per
-    checkpoint, and below it the answers to each prompt."""
+    checkpoint, and below it the answers to each prompt and what to know of the models."""
     parts = [format_table(rows) for rows in result_tables(results).values()]
     answers = {name: found["answers"] for name, found in results.items() if "answers" in found}
     for number, first in enumerate(next(iter(answers.values()), ())):
         lines = [f"{name}: {rows[number]['answer']}" for name, rows in answers.items()]
         parts.append("\n".join([f"> {first['prompt']}", *lines]))
+    parts += [f"note: {found['notice']}" for found in results.values() if "notice" in found]
     return "\n\n".join(parts)

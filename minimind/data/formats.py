@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from minimind.data.collate import collate
 from minimind.types import Batch, PackedRow
 
 TEXT_COLUMN = "text"
@@ -24,7 +25,8 @@ class Format:
     version: str
     """A part of the cache key; raise it whenever the result of `read` changes."""
     all_targets: bool
-    """True where every token is a target, so that the cache stores no mask."""
+    """True where every token is a target: a text. The cache then stores no mask, and a model that
+    is trained on such rows alone has not learnt to chat."""
     split_long: bool
     """True where a document longer than a row is split; otherwise it is truncated."""
     read: Callable[..., list[Any]]
@@ -41,6 +43,9 @@ class Format:
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The kinds of the values in a sample's `meta`, by name: a NumPy dtype (`bool`, `float32`) or
     TEXT_COLUMN. The values travel through cache and packing to the batch."""
+
+    def __post_init__(self) -> None:
+        assert not (self.columns and self.collate is collate), "it drops columns: collate_units"
 
     def with_options(self, **options: Any) -> Format:
         """Gives the same format with these options of `read`, which become part of the cache

@@ -15,13 +15,18 @@ from torch.nn import functional as F
 from minimind.inference.cpu_library import load_library
 from minimind.lora.experts import LoraExperts
 from minimind.lora.linear import LoraLinear, split_parts
+from minimind.model.attention import Attention
 from minimind.model.cached_attention import Piece
+from minimind.model.feed_forward import SwiGLU
 from minimind.model.kv_cache import KVCache
+from minimind.model.moe import MixtureOfExperts
 from minimind.model.transformer import Transformer
 
 _MULTIPLE, _MAX_HEAD = 16, 128
 """All sizes but the vocabulary's must be multiples of the first, a vector's length; a head may have
 at most as many numbers as the second, which fit in the registers."""
+_ATTENTION, _FEED_FORWARD = (Attention,), (SwiGLU, MixtureOfExperts, LoraExperts)
+"""The classes whose formulas cpu_decode.cpp has."""
 _COLUMNS = 32
 """The outputs of a block of weights, as in cpu_products.h."""
 
@@ -118,6 +123,10 @@ class CpuDecode:
             and weight.dtype in (torch.float32, torch.bfloat16)
             and not any(size % _MULTIPLE for size in sizes)
             and config.head_dim <= _MAX_HEAD
+            and all(
+                type(block.self_attn) in _ATTENTION and type(block.mlp) in _FEED_FORWARD
+                for block in model.layers
+            )
             and backend.kernels_setting() != "triton"
             and backend.compile_setting() != "0"
             and load_library() is not None

@@ -110,6 +110,12 @@ def load_model(
     return model, tokenizer
 
 
+TEXT_ALONE = (
+    "was trained on text and never to chat: it continues what you write and does not answer"
+)
+"""What `chat_notice` says of such a model."""
+
+
 def chat_notice(path: Path) -> str | None:
     """Says that the model was trained on text alone, so that it continues a question and does not
     answer it. None where it has learnt to chat, and where its checkpoint does not tell."""
@@ -120,10 +126,7 @@ def chat_notice(path: Path) -> str | None:
         return None
     if not isinstance(meta, dict) or meta.get("is_chat") is not False:
         return None
-    return (
-        f"{path} was trained on text and never to chat: it continues what you write and does not "
-        f"answer. Train it to answer with --stage sft --from_checkpoint {path}"
-    )
+    return f"{path} {TEXT_ALONE}. Train it to answer with --stage sft --from_checkpoint {path}"
 
 
 def load_adapters(

@@ -14,6 +14,7 @@ from minimind.engine.metric_plots import plot_columns
 from minimind.engine.metrics import METRICS_FILE, read_metrics
 from minimind.errors import ConfigError
 from minimind.evaluation.tables import result_tables
+from minimind.inference.load import TEXT_ALONE
 from minimind.pipeline.convert_step import ConvertStep
 from minimind.pipeline.evaluate_step import EvaluateStep
 from minimind.pipeline.make import Made
@@ -79,6 +80,8 @@ def _collect(pipeline: Pipeline, place: Place, made: Sequence[Made]) -> dict[str
         "tokens": sum(_num_tokens(one) for one in trained),
         "trained": [_show_training(one, place.folder) for one in trained],
         "samples": [sample for one in evaluated for sample in _samples(one)],
+        "text_models": sorted({name for one in evaluated for name in _text_models(one)}),
+        "text_alone": TEXT_ALONE,
         "tables": [table for one in evaluated for table in _tables(one)],
         "converted": [
             one.step.output(one.folder) for one in made if isinstance(one.step, ConvertStep)
@@ -156,6 +159,14 @@ def _samples(one: Made) -> Iterator[dict[str, Any]]:
                 for name, row in zip(answers, rows, strict=True)
             ],
         }
+
+
+def _text_models(one: Made) -> Iterator[str]:
+    """Yields the name of each model that was asked as a user asks and has never learnt to chat."""
+    assert isinstance(one.step, EvaluateStep)
+    for name, found in one.step.read_results(one.folder).items():
+        if "answers" in found and "notice" in found:
+            yield name
 
 
 def _tidy(answer: str) -> str:

@@ -24,7 +24,6 @@ from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.same_tokens import has_tokenizer
-from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
 from minimind.errors import CheckpointError, ConfigError
@@ -91,7 +90,7 @@ class ResolvedRun:
     @property
     def is_chat(self) -> bool:
         """Tells whether the stage trains on conversations, not on text."""
-        return STAGES[self.stage].data_format != TEXT
+        return not STAGES[self.stage].data_format.all_targets
 
     @property
     def num_trained(self) -> int:

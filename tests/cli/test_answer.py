@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def conversation(question: str, *more: dict[str, str]) -> dict[str, list[dict[st
     return {"conversations": [{"role": "user", "content": question}, *more]}
 
 
+def test_a_model_of_text_is_named(
+    answer: Main, teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    shutil.copytree(teacher, tmp_path / "text" / "model")
+    (tmp_path / "text" / "meta.json").write_text('{"is_chat": false}')
+    assert answer([conversation("q")]) == 0
+    assert "never to chat" not in capfd.readouterr().err
+    assert answer([conversation("q")], "--checkpoint", str(tmp_path / "text" / "model")) == 0
+    assert f"{tmp_path}/text/model was trained on text and never to chat" in capfd.readouterr().err
+
+
 def test_answers_are_the_models_and_train_another(answer: Main, teacher: Path, tmp_path: Path):
     model, tokenizer = load_model(teacher)
     params = SamplingParams(max_new_tokens=60)
@@ -77,7 +89,7 @@ def test_what_is_unfinished_is_left_out_and_counted(
     rows = [conversation(q) for q in QUESTIONS * 4]
     assert answer(rows, *sampled, "40") == 0
     first = read_turns(tmp_path)
-    assert f"{len(first)} answers; {len(rows) - len(first)} left out" in capsys.readouterr().out
+    assert f"{len(first)} answered, {len(rows) - len(first)} left out" in capsys.readouterr().out
     assert answer(rows, *sampled, "40") == 0
     assert read_turns(tmp_path) == first
     assert answer(rows, *sampled, "40", "--seed", "1") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,22 @@ def test_chat_prompts_are_turns(checkpoints: list[str], capsys: pytest.CaptureFi
     as_text = capsys.readouterr().out
     assert main([*arguments, "--chat"]) == 0
     assert capsys.readouterr().out != as_text
+
+
+def test_a_model_of_text_that_is_asked_is_named(
+    checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text"
+    shutil.copytree(checkpoints[0], text / "model")
+    (text / "meta.json").write_text('{"is_chat": false}')
+    both = ["--checkpoint", str(text / "model"), checkpoints[1], "--max_new_tokens", "2"]
+    assert main([*both, "--prompts", "6 + 9 ="]) == 0
+    assert "never to chat" not in capsys.readouterr().out
+    path = tmp_path / "found.json"
+    assert main([*both, "--prompts", "6 + 9 =", "--chat", "--json", str(path)]) == 0
+    assert capsys.readouterr().out.count(f"note: {text / 'model'} was trained on text and") == 1
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert ["notice" in result for result in found.values()] == [True, False]
 
 
 @pytest.mark.parametrize(

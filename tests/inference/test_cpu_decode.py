@@ -29,6 +29,7 @@ from torch import Tensor
 from minimind.inference import cpu_library
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.model.cached_attention import Piece
+from minimind.model.feed_forward import SwiGLU
 from minimind.model.kv_cache import KVCache
 
 pytestmark = pytest.mark.usefixtures("compiling")
@@ -176,6 +177,10 @@ def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
     assert tokens(True) == tokens(False)
 
 
+class OtherFeedForward(SwiGLU):
+    """A variant that the C++ code does not know."""
+
+
 @needs_compiler
 def test_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CpuDecode.can_run(model_of())
@@ -183,6 +188,9 @@ def test_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not CpuDecode.can_run(model_of(head_dim=144))
     assert not CpuDecode.can_run(model_of(**EXPERTS[0]))
     assert not CpuDecode.can_run(model_of().double())
+    other = model_of()
+    other.layers[1].mlp = OtherFeedForward(other.config.hidden_size, 32)
+    assert not CpuDecode.can_run(other)
     monkeypatch.setattr(backend, "compile_setting", lambda: "0")
     assert not CpuDecode.can_run(model_of())
 

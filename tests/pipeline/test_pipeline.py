@@ -80,6 +80,8 @@ def test_a_pipeline_leaves_a_model_and_a_report_and_is_done_then(
         said = (made / name).read_text(encoding="utf-8")
         assert "1 + 1?" in said
         assert "minimind train --stage sft" in said
+        assert said.count("was trained on text and never to chat") == 1
+    assert "`text` was trained on text" in (made / "report.md").read_text(encoding="utf-8")
     pictures = [path for name in ("text", "chat", "report") for path in (made / name).glob("*.png")]
     assert len(pictures) >= 4
     page = (made / "report.html").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ import minimind.run
 from minimind.cli.train import next_command
 from minimind.errors import ConfigError
 from minimind.inference.load import chat_notice
+from minimind.llm import LLM
 from minimind.lora.folder import find_model_folder, load_model_folder
 from minimind.run import Run
 from minimind.runtime.ranks import free_port
@@ -100,7 +101,7 @@ def test_a_run_on_sample_data_by_name(tmp_path: Path):
 
 
 def test_the_next_command_teaches_a_model_of_text_and_opens_a_chat_with_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     text, chat = tmp_path / "text", tmp_path / "chat"
     options = {**OPTIONS, "max_steps": 1, "eval_every": 0}
@@ -110,6 +111,11 @@ def test_the_next_command_teaches_a_model_of_text_and_opens_a_chat_with_another(
     teach = f"--stage sft --from_checkpoint {text}"
     assert next_command(run).endswith(f": python launch/train.py {teach}")
     assert str(chat_notice(text)).endswith(teach)
+    caplog.clear()
+    llm = LLM(text)
+    for _ in range(2):
+        llm.chat("q", max_new_tokens=1)
+    assert [record.getMessage() for record in caplog.records] == [chat_notice(text)]
     sized = {"max_steps": 1, "seq_len": 64, "train_batch_size": 4}
     run = Run.resolve(**sized, stage="sft", from_checkpoint=text, output_dir=chat)
     assert run.train()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from minimind_kernels.op import OPS, PRESETS, Registers
+from minimind_kernels.op import OPS, PRESETS, Inputs, Registers
 
 ROOT = Path(__file__).parents[3]
 
@@ -91,18 +92,44 @@ def test_launches_and_waits(tmp_path):
         assert row["launches"] == number, row
 
 
-def test_each_budget_is_one_kernels():
-    """And `--update-budget` writes it where it stands."""
+def test_each_budget_is_one_kernels(tmp_path, monkeypatch):
+    """And `--update-budget` writes it where it stands, for kernels compiled for every target."""
     from bench.kernels import compile_report
 
     found = [name for op in OPS.values() for name in op.registers]
     assert len(found) == len(set(found))
-    text = "".join(
-        path.read_text() for path in Path(compile_report.op.__file__).parent.glob("*.py")
-    )
-    for name, budget in ((n, b) for op in OPS.values() for n, b in op.registers.items()):
-        usages = [
-            compile_report.Usage(name, target, "bfloat16", getattr(budget, target), 0, 0)
-            for target in Registers._fields
-        ]
-        assert compile_report._line(usages, name, "") in text
+    package = Path(compile_report.op.__file__).parent
+    for path in package.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "unknown.py").write_text(unknown := '"unknown.forward": Registers(1, 2, 3, 4, 5)')
+    monkeypatch.setattr(compile_report.op, "__file__", str(tmp_path / "op.py"))
+    usages = [
+        compile_report.Usage(name, target, "bfloat16", place + number, 0, 0)
+        for place, name in enumerate(found)
+        for number, target in enumerate(Registers._fields)
+    ]
+    budget = compile_report.write_budget(usages[:-1])
+    *complete, last = found
+    assert budget[last] == compile_report.read_budget()[last]
+    text = "".join(path.read_text() for path in tmp_path.glob("*.py"))
+    for place, name in enumerate(complete):
+        assert budget[name] == Registers(*range(place, place + len(Registers._fields)))
+        assert f'"{name}": Registers({", ".join(map(str, budget[name]))})' in text
+    assert unknown in text
+    assert not compile_report.check(usages, budget | {last: Registers(*[1000] * 5)})
+
+
+def test_the_kernels_of_one_operation_for_all_cases_that_launch_them():
+    from bench.kernels import compile_report
+
+    device, sizes = compile_report.TARGETS["sm_90"].device, PRESETS[4]
+
+    def compiled(*names, ops=None):
+        cases = [OPS[name].build(Inputs(sizes, 4096, torch.bfloat16, "meta")) for name in names]
+        found = compile_report.compile_cases("sm_90", device, torch.bfloat16, cases, ops=ops)
+        return {key for key, usage in found if usage.kernel.startswith("swiglu.")}
+
+    both = compiled("swiglu", "swiglu_linear", ops=["swiglu"])
+    assert both == compiled("swiglu") | compiled("swiglu_linear")
+    assert both > compiled("swiglu")
+    assert not compiled("swiglu", ops=["rms_norm"])

@@ -58,7 +58,9 @@ def test_a_row_is_the_worst_of_its_variants():
     assert (row["registers"], row["blocks"], row["load_bits"]) == (255, 1, 64)
     assert row["products"] == "HMMA.16816"
     old = replace(USAGE, target="sm_75", dtype="float16")
-    assert "sm_75: expert_ffn run PyTorch's form" in compiled_table.format_report([old])
+    assert "sm_75: PyTorch's form (backend.py) runs for expert_ffn" in compiled_table.format_report(
+        [old]
+    )
 
 
 def test_the_table_is_of_the_kernels_there_are():

@@ -36,7 +36,7 @@ def train_step(*rows: dict[str, Any], **of_machine: Any) -> dict[str, Any]:
 
 @LANGUAGES
 def test_nothing_measured_is_said(suffix: str) -> None:
-    for name in ("numbers", "measured", "time_and_memory"):
+    for name in ("numbers", "time_and_memory"):
         assert "not measured" in README_SECTIONS[name + suffix](Results({}))
 
 
@@ -75,27 +75,6 @@ def test_a_gpu_stands_before_a_newer_cpu(suffix: str) -> None:
         train_step(*rows(2.0), kind="gpu", device="Some GPU"), train_step(*rows(3.0), date="2")
     )
     assert "**2.0" in README_SECTIONS["numbers" + suffix](found)
-    table = README_SECTIONS["measured" + suffix](found).splitlines()[2:]
-    assert ["GPU" in line for line in table] == [True, True, False, False]
-
-
-@LANGUAGES
-def test_only_what_was_measured_has_a_line(suffix: str) -> None:
-    found = results(
-        train_step(training("engine", 900, stage="sft"), training("plain_loop", 1000)),
-        train_step({**training("engine", 700), "model": "minimind3-moe"}, date="9"),
-        train_step(
-            training("engine", 1276, ratio_to_original=3.68), training("original", 351),
-            training("engine", 0.0, stage="dpo"),
-        ),
-    )  # fmt: skip
-    lines = README_SECTIONS["measured" + suffix](found).splitlines()[2:]
-    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines]
-    assert [(row[0].split("`")[1], *row[1:]) for row in cells] == [
-        ("pretrain", "351", "350–352", "–", "2"),
-        ("pretrain", "1,276", "1,275–1,277", "3.68", "2"),
-        ("sft", "900", "899–901", "–", "2"),
-    ]
 
 
 @LANGUAGES

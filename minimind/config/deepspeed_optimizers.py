@@ -98,9 +98,9 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
 
 
 def optimizer_type(ds: Mapping[str, Any], recipe: Recipe, given: Container[str]) -> str:
-    """Gives the optimizer of a JSON. "auto" stands for the recipe's; where the states lie off the
-    device for AdamW, unless the command line (`given`) asks for another. Raises ConfigError for a
-    name that is none."""
+    """Gives the optimizer of a JSON. "auto" stands for the recipe's optimizer; where the states are
+    offloaded it stands for AdamW, unless the command line (`given`) names another. Raises
+    ConfigError for a recipe's optimizer that does not exist."""
     section = ds.get("optimizer") or {"type": "auto"}
     if section["type"] != "auto":
         return section["type"]

@@ -3,8 +3,8 @@ compilation left.
 
 PyTorch creates a file `lock` in the operator's folder while it compiles. A killed process leaves
 that file there, and every later process would wait silently for it to vanish
-(torch/utils/file_baton.py). Half-written objects need no care: ninja builds anew whatever its own
-log does not call finished.
+(torch/utils/file_baton.py). Half-written object files do no harm: ninja rebuilds each file that its
+log does not record as finished.
 """
 
 from __future__ import annotations

@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 def publish(unfinished: Path, final: Path, meta: dict[str, Any], *, is_best: bool) -> None:
-    """Describes a folder whose files are on disk, renames it to `final` and points `latest`, and
-    `best` where it is the best, at it. Before an OSError nothing but `unfinished` has changed."""
+    """Writes meta.json into the folder `unfinished`, whose other files are on disk, renames the
+    folder to `final`, and points the link `latest` at it, and `best` too with `is_best`. Where it
+    raises OSError, only `unfinished` has changed."""
     names = [str(file.relative_to(unfinished)) for file in list_files(unfinished)]
     meta = meta | {
         "files": {name: (unfinished / name).stat().st_size for name in names},
@@ -124,8 +125,8 @@ def _fresh_link(link: Path, target: str) -> tuple[Path, Path]:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder. Its name goes first, so that a killed process leaves none that looks like a
-    checkpoint."""
+    """Removes a folder. The folder is renamed first, so that a killed process leaves none that
+    looks like a checkpoint."""
     doomed = folder
     if not folder.name.startswith(UNFINISHED):
         doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")

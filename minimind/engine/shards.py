@@ -31,7 +31,7 @@ PLAIN_CLASSES = (
 )
 """The classes in shards that PyTorch does not know; each holds numbers alone."""
 _CODE_WANTED = re.compile(r"GLOBAL:? (\S+)")
-"""What PyTorch says of a pickle that it refuses."""
+"""Matches PyTorch's error message about a pickle that it refuses."""
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def meeting_at_the_end(engine: Any) -> Iterator[None]:
     # Scripts that turn shards into weights: the checkpoint has the weights.
     methods["_copy_recovery_script"] = lambda *_: None
     computes_crc32 = torch.serialization.get_crc32_options()
-    # Half the time of a save; the checkpoint has digests of its own.
+    # It takes half the time of a save, and the checkpoint's own digests do the same.
     torch.serialization.set_crc32_options(False)
     try:
         with replaced_names(engine, methods):

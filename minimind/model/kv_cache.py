@@ -22,7 +22,7 @@ from minimind.model.rope import rope_tables
 class KVCache:
     """Holds `capacity` tokens in each of `num_slots` slots, for every layer.
 
-    Which tokens lie where is the caller's business: each forward gets a plan that says it.
+    The caller decides which tokens lie where: each forward gets a plan (CachePlan) that says so.
     """
 
     def __init__(

@@ -209,8 +209,9 @@ class Recorder:
         )
 
     def close(self, outcome: Outcome, *, is_lost: bool = False) -> None:
-        """Ends the records. Where a rank is lost, a checkpoint under way is not waited for: its
-        error would hide the one that names the rank."""
+        """Closes metrics, samples and checkpoints. Where a rank is lost, it does not wait for a
+        checkpoint that is being written: the checkpoint's error would hide the one that names the
+        rank."""
         if not is_lost:
             self._store.close()
         self._progress.close()

@@ -31,8 +31,9 @@ _NAMED = 5
 def open_folder(run: ResolvedRun) -> tuple[Path, FolderLock]:
     """Creates --output_dir, or the next free folder in runs/, locks it for this process, and writes
     run.json at once, so that a run killed before its first checkpoint can be resumed. A resumed
-    run's run.json is replaced only after its checkpoint has proved to belong to it. Raises the
-    ConfigErrors of `check_folder`, and one where another process has the folder."""
+    run's run.json is replaced later, once its checkpoint has been checked to belong to the run.
+    Raises ConfigError where `check_folder` does, and where another process holds the folder's lock.
+    """
     folder = check_folder(run)
     try:
         if run.arguments.get("output_dir"):

@@ -148,8 +148,8 @@ class ResolvedRun:
 def resolve_run(
     arguments: TrainArguments, tokenizer: Tokenizer, ranks: Ranks, device: Device
 ) -> ResolvedRun:
-    """Resolves a run. Raises ConfigError or CheckpointError where something does not fit
-    together."""
+    """Resolves a run. Raises ConfigError or CheckpointError where options, model, tokenizer and
+    checkpoint do not fit together."""
     stage = STAGES[arguments.get("stage")]
     config, weights_folder, model_name = _resolve_model(arguments, tokenizer)
     _check_vocabulary(arguments, tokenizer, config, weights_folder)

@@ -98,13 +98,14 @@ def _pickled(kind: FailureKind | None, value: Any) -> bytes:
 
 
 def _describe(error: BaseException, file: str | None) -> str:
-    """Describes an error: its type, its message, and the last line of `file` in its traceback."""
+    """Describes an error by its type, its message, and the last line of `file` in its traceback; a
+    MiniMindError by its message alone."""
     try:
         message = str(error)
     except Exception:
         message = ""
     if isinstance(error, MiniMindError):
-        return message  # It says all there is to say.
+        return message  # The message is complete without type and line.
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
     own = [frame for frame in frames if frame.filename == file]

@@ -125,7 +125,7 @@ def _forward_body(
     the loss's derivative by p; and one over the number of counted tokens [1]."""
     num_tokens, num_experts = logits_ME.shape
     probs_ME = _softmax(logits_ME)
-    # By the logits: probabilities of different logits can be equal once rounded.
+    # Chosen by the logits: different logits can have the same rounded probability.
     experts_MS = logits_ME.sort(dim=1, descending=True, stable=True).indices
     experts_MS = experts_MS[:, :num_experts_per_tok].contiguous()
     weights_MS = probs_ME.gather(1, experts_MS)
@@ -213,7 +213,7 @@ def _sum_by_document(values: Tensor, document_M: Tensor, num_documents: int) -> 
     if num_documents == 1:
         is_counted = (document_M == 0).view(-1, *[1] * (values.ndim - 1))
         return torch.where(is_counted, values, 0).sum(dim=0, keepdim=True)
-    # What does not count goes to one more row.
+    # Tokens that do not count go to one more row.
     rows_M = torch.where(document_M < 0, num_documents, document_M)
     sums = values.new_zeros(num_documents + 1, *values.shape[1:])
     return sums.index_add(0, rows_M, values)[:-1]

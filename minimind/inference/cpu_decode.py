@@ -135,8 +135,9 @@ class CpuDecode:
         num_switches: int = 0,
     ) -> Tensor | None:
         """Adds the pieces' tokens to the cache; gives fp32 logits [R, V] after the tokens at the
-        places `wanted`. Gives None where adapters of experts are attached, which it does not know.
-        `num_switches` is LoadedAdapters' own: the modules are then others."""
+        places `wanted`. Gives None where adapters of experts are attached, which the C++ code does
+        not support. `num_switches` is that of LoadedAdapters: each switch of adapters replaces
+        modules of the model."""
         if num_switches != self._num_switches:
             self._num_switches = num_switches
             self._follow_modules()

@@ -104,7 +104,7 @@ class SchemaFormat(RequestPart):
 
 
 class FlatSchemaFormat(SchemaNames):
-    """Is the json_schema format as /v1/responses has it."""
+    """Defines the json_schema format in the flat form of /v1/responses."""
 
     type: Literal["json_schema"]
     schema_: JsonSchema = Field(alias="schema")

@@ -1,4 +1,4 @@
-"""Computes the cross-entropy of logits and its gradient: one program a row, see row_softmax.py."""
+"""Computes the cross-entropy of logits and its gradient: one program per row (row_softmax.py)."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _grad_kernel(
         label,
         tl.load(max_ptr + row),
         tl.load(log_sum_ptr + row),
-        # Of an ignored token the gradient may be anything, NaN too.
+        # The gradient of an ignored token may have any value, NaN too.
         tl.where(label == ignored, 0.0, grad),
         VOCAB,
         WIDTH,

@@ -1,4 +1,4 @@
-"""Computes cross-entropy, divergence from a teacher and the gradient of both: one program a row,
+"""Computes cross-entropy, divergence from a teacher and the gradient of both: one program per row,
 see row_softmax.py."""
 
 from __future__ import annotations

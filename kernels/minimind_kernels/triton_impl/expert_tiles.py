@@ -55,5 +55,5 @@ def find_tile(
     start = tl.load(offsets_ptr + expert)
     first = start + (tile - start // BLOCK_ROWS - expert) * BLOCK_ROWS
     count = tl.load(offsets_ptr + expert + 1) - first
-    # 64 bits for what is one number, 32 for what each thread has many of.
+    # Scalars have 64 bits; values of which each thread has many have 32.
     return expert.to(tl.int64), first.to(tl.int64), count, tl.arange(0, BLOCK_ROWS), columns

@@ -1,4 +1,4 @@
-"""Computes the gradients of all experts' weights, two products over each one's slots.
+"""Computes the gradients of all experts' weights: two products over the slots of each expert.
 
 They are one launch, so that the last tiles of the first do not leave multiprocessors idle.
 """
@@ -78,8 +78,8 @@ def _weight_grad_kernel(
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Computes one tile of one expert's gradient: of gate and up, or of down, turned around so that
-    it, too, has rows by slot on the left and by token on the right."""
+    """Computes one tile of one expert's gradient: of gate and up, or of down, transposed so that
+    its product, too, has rows by slot on the left and by token on the right."""
     gate_up_tiles = tl.cdiv(2 * FFN, BLOCK_ROWS) * tl.cdiv(WIDTH, BLOCK_COLUMNS)
     tiles = gate_up_tiles + tl.cdiv(FFN, BLOCK_ROWS) * tl.cdiv(WIDTH, BLOCK_COLUMNS)
     tile = tl.program_id(0) % tiles

@@ -185,8 +185,8 @@ def _forward_heads(
     NUM: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr,
     HAS_NORM: tl.constexpr, CAST_BEFORE_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Turns the rows of one kind from `tile` on; gives this program's first tile of the next
-    kind."""
+    """Rotates the rows of one kind (queries or keys) from `tile` on; gives this program's first
+    tile of the next kind."""
     head: tl.constexpr = 2 * HALF
     halves = tl.arange(0, BLOCK_HALF)[None, :]
     if HAS_NORM:
@@ -241,8 +241,9 @@ def _backward_heads(
     NUM: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Turns the gradient of one kind of rows back, then through the norm, and stores this program's
-    part of the weight's gradient; gives this program's first tile of the next kind."""
+    """Rotates the gradient of one kind of rows back, then applies the norm's backward, and stores
+    this program's part of the weight's gradient; gives this program's first tile of the next kind.
+    """
     head: tl.constexpr = 2 * HALF
     halves = tl.arange(0, BLOCK_HALF)
     in_half = halves < HALF

@@ -24,7 +24,7 @@ def run_logged(
     command: Sequence[str], log: Path, environment: Mapping[str, str], limit_s: float | None = None
 ) -> int:
     """Runs a command to its end with the output in `log`; gives its exit status. Raises
-    subprocess.TimeoutExpired after `limit_s`. What ends this function early ends the command, too.
+    subprocess.TimeoutExpired after `limit_s`. If the function ends early, it ends the command, too.
     """
     with log.open("wb") as file:
         process = subprocess.Popen(

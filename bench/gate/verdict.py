@@ -102,14 +102,14 @@ def _ratio(key: str, pairs: Sequence[Pair]) -> tuple[float | None, float | None,
     if not ratios:
         return None, None, ()
     found = harness.paired_ratio(ratios, [1.0] * len(ratios))
-    # One pair has no spread: nothing is known of its error.
+    # One pair has no spread, so the error is unknown.
     error = found["standard_error"] if len(ratios) > 1 else math.inf
     return found["median"], error, ratios
 
 
 def _least_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """Gives each count at its least over all runs: extra counts that come and go are not the
-    code's."""
+    """Gives the least of each count over all runs: a count that is higher in some runs only is not
+    due to the code."""
     counts: dict[str, int] = {}
     for row in rows:
         found = {name: int(row[name]) for name in COUNTS if row.get(name) is not None}

@@ -5,7 +5,7 @@ All rows load the same random weights from one Hugging Face folder, in the same 
 the same prompts greedily to the same length. A round is one batch through each row, in random
 order. Then the server answers clients on the same machine.
 
-The row "held" is our engine with every sequence held to a JSON schema by a mask. The row
+The row "held" is our engine with every sequence constrained to a JSON schema by a mask. The row
 "llama.cpp" needs llama-cpp-python and is measured where --rows names it.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage or configuration, 130 interrupted.
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace) -> None:
             prompt_tokens=options.prompt,
             new_tokens=options.new,
         )
-        # Written after each batch: a run that is cut off loses only what was under way.
+        # Written after each batch size: a run that is cut off loses only the measurement under way.
         for batch in batches:
             specs = [build_spec(name=name, batch=batch) for name in names]
             rows += _measure_batch(specs, options, config)
@@ -156,7 +156,7 @@ def _measure_batch(
             row |= _ratio("ratio_to_llama_cpp", own, llama_cpp)
             row |= _ratio("first_token_to_llama_cpp", own, llama_cpp, of="first_token_s")
         if spec.name == "held":
-            # No share of like sequences, but the price of the mask.
+            # The share of equal sequences means nothing here; the cost of the mask does.
             row["same_sequences"] = None
             row |= _ratio("ratio_to_free", own, of_name.get("minimind"))
         rows.append(row)

@@ -1,4 +1,5 @@
-"""Compiles every kernel for real GPUs on a machine without one, and reads what it would use.
+"""Compiles every kernel for real GPUs on a machine without one, and reads the registers and the
+memory that it would use.
 
     python -m bench.kernels --compile-report [--quick] [--targets sm_90] [--update-budget]
 
@@ -79,7 +80,7 @@ def build_report(targets: Sequence[str] | None = None, *, quick: bool) -> list[U
     for target in targets or (Registers._fields if quick else TARGETS):
         half = half_dtype(target)
         for dtype in (half,) if quick else (half, torch.float16, torch.float32):
-            # Between them the two have every kernel.
+            # The two presets together have every kernel.
             groups = {"presets": PRESETS[2:4] if quick else PRESETS}
             if dtype == half and not quick:
                 groups["others"] = OTHERS

@@ -1,9 +1,9 @@
 """Measures what an operation costs the host: `python -m bench.kernels --host --json FILE`.
 
 The CPU time of one call, forward and backward, with Triton's own binder and launcher and a stub of
-the driver in place of a GPU (stub_driver.py). PyTorch's own operators run on the CPU meanwhile, at
-sizes at which they take about as long as they take to be launched. What a GPU's driver itself needs
-for a launch, one or two µs, is not in it.
+the driver in place of a GPU (stub_driver.py). PyTorch's own operators run on the CPU, at sizes so
+small that they take about as long as their launch on a GPU. What a GPU's driver itself needs for a
+launch, one or two µs, is not in it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _launches(case: Case) -> list[Callable[[], None]]:
         found.append(lambda: launch.launch(kernel, grid, num_warps, **arguments))
 
     with mock.patch.object(launch, "_watcher", keep):
-        # To make the call of the backward pass takes a forward pass.
+        # A call of the backward pass needs a forward pass first.
         dict(directions(case, [(case.ours, case.inputs)]))["backward"][0]()
     return found
 

@@ -31,7 +31,8 @@ PACKAGES = {
 
 
 def load_rival(rival: Rival) -> Callable[..., Any] | None:
-    """Loads a rival's function; None where it cannot be had, which `skipped_rivals` explains."""
+    """Loads a rival's function; None where it is not available, for the reason that
+    `skipped_rivals` gives."""
     found = _load(rival.function)
     return None if isinstance(found, str) else found
 
@@ -52,7 +53,7 @@ def skipped_rivals() -> dict[str, str]:
 
 @functools.cache
 def _load(function: str) -> Callable[..., Any] | str:
-    """Gives what can be called, or why there is nothing."""
+    """Gives the function, or the reason why it is not available."""
     module, _, name = function.partition(":")
     try:
         found = getattr(import_module(module), name)
@@ -112,7 +113,7 @@ class Exact:
         """Tells whether a result errs more than an operation of this project may."""
         slack = ERROR_SLACK[self._case.inputs[0].dtype]
         pairs = zip(errors.of(direction), self.plain.of(direction), strict=True)
-        # So put that what is not a number differs.
+        # Written so that NaN counts as different.
         return not all(error <= ERROR_RATIO * plain + slack for error, plain in pairs)
 
 

@@ -56,10 +56,11 @@ def stub_gpu(arch: str) -> Iterator[ctypes.c_long]:
     with (
         laid_out_for(target.device),
         mock.patch.object(driver, "_active", _Driver(int(target.gpu.arch))),
-        # As quick as they are themselves, since their time is measured.
+        # The replacements are as quick as the originals, since their time is measured.
         mock.patch.object(backend, "kernels_setting", _triton),
         mock.patch.object(backend, "interpreting", _allowing_the_cpu),
-        # Nothing is computed, so what a kernel says of its input is left over in memory.
+        # Nothing is computed, so the memory in which a kernel reports on its input holds old
+        # values.
         mock.patch.object(token_chunks, "_check_uniform", _believing),
     ):
         yield ctypes.c_long.in_dll(library, "stub_launches")

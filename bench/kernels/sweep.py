@@ -1,10 +1,10 @@
 """Tries other tiles than the kernels' table has: `python -m bench.kernels.sweep --json FILE`.
 
-From a kernel's entry for this GPU, its candidates are tried and one number at a time is halved or
-doubled; what is quicker over the presets is gone on from, until nothing near is. Prints the best,
-for the `Tiles` of the same names in kernels/minimind_kernels/triton_impl. Without a GPU, the entry
-and what is near it are compiled for `--arch`: registers, shared memory and spills, times not
-measured.
+It starts from a kernel's entry for this GPU and tries its candidates, and tiles with one number
+halved or doubled. It goes on from a tile that is quicker over the presets, until no neighbour is
+quicker. Prints the best, for the `Tiles` of the same names in kernels/minimind_kernels/triton_impl.
+Without a GPU, the entry and what is near it are compiled for `--arch`: registers, shared memory and
+spills, times not measured.
 
 Exit status: 0 done, 2 bad usage.
 """
@@ -42,7 +42,8 @@ _BOUNDS = {
 }  # fmt: skip
 _USED = ("registers", "shared_bytes", "spills")
 _BETTER = 0.99
-"""A tile is gone on from where it takes at most this share of the time: noise is about half."""
+"""The search goes on from a tile that takes at most this share of the time; noise is about half of
+the difference to 1."""
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,9 @@ def measure_case(
 
 @contextlib.contextmanager
 def own_stream() -> Iterator[None]:
-    """Runs the block on a new stream, so that it can be recorded, including a backward: autograd
-    runs a backward on the stream of its forward, and the default stream cannot be recorded."""
+    """Runs the block on a new stream, so that a CUDA graph can record it, its backward included:
+    autograd runs a backward on the stream of its forward, and the default stream cannot be
+    recorded."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -124,7 +125,7 @@ def contenders(case: Case, *, compiled: bool) -> Iterator[Contender]:
     plain form under torch.compile."""
     if compiled:
         if case.sizes.preset in _COMPILED_PRESETS:
-            # A backward is called again and again on what one forward kept.
+            # The backward is called repeatedly on the tensors that one forward saved.
             functorch_config.donated_buffer = False
             function = torch.compile(_plain(case), dynamic=False)
             yield Contender("torch.compile", lambda c: (function, c.inputs))

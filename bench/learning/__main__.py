@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> None:
         spec = build_spec(options, method, seed, device)
         for row in _follow(method, seed, spec, held_out, options):
             rows[done:] = [row]
-            # As it grows: a curve that is cut off is one up to there.
+            # Written after each point, so that a curve that is cut off stays.
             harness.write_results(options.json, "learning", machine, vars(options), rows)
     print(harness.format_rows(rows, COLUMNS))
     print(f"written: {options.json}")

@@ -1,5 +1,5 @@
-"""Tables and plots from the results files, and tables from the code itself (formats of data, fields
-of requests, packages, faults): `python -m bench.report`.
+"""Makes tables and plots from the results files, and tables from the code itself (formats of data,
+fields of requests, packages, faults): `python -m bench.report`.
 
 What stands between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->` in a
 document is written anew from bench/results; plots go to docs/figures. What nobody measured reads

@@ -1,4 +1,4 @@
-"""Training steps of several kinds in turns: `python -m bench.train --stage S --json FILE`.
+"""Times training steps of several kinds in turns: `python -m bench.train --stage S --json FILE`.
 
 `engine` is the step of a training run itself, one row for each JSON: all that `minimind train` does
 between console, metrics.csv and checkpoints. `plain_loop` is the same stage in a bare loop;
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace) -> None:
             found = _measure_model(options, model, specs[model], broken)
             rows += found
             goals += measure_goals(options.stage, found, device.kind == "gpu")
-            # As they come: what breaks a later model leaves these.
+            # Written after each model: if a later one breaks, these rows stay.
             harness.write_results(
                 options.json, "train_step", machine, vars(options), rows, goals=goals
             )

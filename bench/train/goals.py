@@ -97,7 +97,8 @@ def wanted(goal: Row) -> str:
 
 
 def state_bytes(row: Row) -> int:
-    """Gives what a row holds beyond activations: what outlives a step, and the gradients."""
+    """Gives the bytes that a row holds besides activations: those that outlive a step, and the
+    gradients."""
     return row["live_bytes_between_steps"] + 4 * row["trained_parameters"]
 
 

@@ -37,7 +37,8 @@ _PAIRS = 4
 
 
 class Answered(Protocol):
-    """Tells what the last step learned from, where that is not what the loader read."""
+    """Describes the batches that the last step learned from, for a stage that makes them from the
+    loader's."""
 
     def take(self) -> StepData[Any]:
         """Counts the batches of the last step, each as often as the step learned from it."""
@@ -215,7 +216,7 @@ def compare_rollouts(run: Run, steps: Steps) -> dict[str, Any]:
             seconds["rollout"].append(time.perf_counter() - began)
             continue
         with engine.gathered():
-            # It has read the weights and knows none of the prompts.
+            # The engine has read the weights, and none of the prompts is in its cache.
             beside.refresh()
             beside.generate([one_token])
             began = time.perf_counter()

@@ -1,7 +1,7 @@
 """Splits the time of training steps into parts: `with StepParts(module, device) as parts: step()`.
 
-The step need not know of it. A part begins or ends with the module's call, with autograd, with the
-update of any torch optimizer and with any collective, wherever DeepSpeed makes them.
+The step's code needs no change. A part begins or ends with the module's call, with autograd, with
+the update of any torch optimizer and with any collective, wherever DeepSpeed makes them.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class TrainedRow:
     def __init__(self, spec: RowSpec) -> None:
         self._spec = spec
         self._device = spec.run.device.torch_device
-        keep_freed_memory()  # as a run does
+        keep_freed_memory()  # as in a run
 
     def build(self) -> dict[str, Any]:
         self._row = build_row(self._spec)
@@ -52,8 +52,8 @@ class TrainedRow:
         }
 
     def start_timing(self) -> None:
-        """Ends the warm-up: objects that it made are not collected any more, and its peaks are
-        forgotten."""
+        """Ends the warm-up: hides the objects that it made from the garbage collector, and resets
+        the peaks of memory."""
         freeze_objects()
         reset_peak_resident()
         self._memory = PeakMemory(self._device)

@@ -79,7 +79,7 @@ def _train(argv: Sequence[str] | None) -> int:
 
 
 def _describe_peak(arguments: TrainArguments | None) -> str:
-    """Says what a step's tensors need, as a rehearsal finds it; "" where there is none to be had
+    """Says what a step's tensors need, as a rehearsal finds it; "" where no rehearsal is possible
     now."""
     # Whatever the rehearsal meets, the error that is being reported comes first.
     with contextlib.suppress(Exception):
@@ -121,7 +121,7 @@ def run_process(argv: Sequence[str] | None = None) -> NoReturn:
             end_after_main(ranks)
     except LostRankError:
         status = 1
-        if not ranks.is_main:  # it may be the lost one, for which nobody can wait
+        if not ranks.is_main:  # the main rank may be the lost one
             time.sleep(HEAD_START_S)
     if status == 1 and ranks.world_size > 1:
         os._exit(status)  # nothing waits for ranks that may be lost

@@ -74,9 +74,9 @@ class SourceAdapter:
 
     parts: Adapter
     base: Path
-    """Where the model was found that it belongs to."""
+    """The folder of the model that the adapter belongs to."""
     base_name: str
-    """What its files call that model."""
+    """The name of that model in the adapter's files."""
     dropout: float = 0.0
     """The dropout that it was trained with. Nothing here uses it."""
 
@@ -99,7 +99,7 @@ class Source:
     beside: tuple[Path, ...] = ()
     """Files that lay beside the weights and tokenizer, such as a license."""
     adapter: SourceAdapter | None = None
-    """What the tensors hold merged, if the source is an adapter."""
+    """The adapter that is merged into the tensors, if the source is an adapter."""
 
     @property
     def dtype(self) -> torch.dtype:

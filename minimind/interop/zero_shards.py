@@ -246,7 +246,8 @@ class _Walk:
         return taken
 
     def take_rounded(self, weight: Tensor) -> list[Tensor]:
-        """Takes the next values if `weight` is they, rounded to its dtype; else nothing."""
+        """Takes the next values if they equal `weight` once rounded to its dtype; else takes
+        nothing."""
         before = self._place
         taken = self.take(weight.numel())
         rounded = torch.cat([piece.to(weight.dtype) for piece in taken]) if taken else None

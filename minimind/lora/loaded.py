@@ -34,7 +34,7 @@ class LoadedAdapters:
         self.active: dict[str, float] = {}
         """The scale of each active adapter, by name."""
         self.num_switches = 0
-        """How often other adapters became active, and other modules part of the model."""
+        """How often the active adapters, and with them the model's modules, have changed."""
 
     @property
     def names(self) -> list[str]:

@@ -137,7 +137,8 @@ class TrainStep(Step):
     def _resolve(self, results: Results, place: Place) -> Run:
         if place.is_here:
             check_kernels(place.device)
-        # A folder that is not there: what is in the step's own one is for making it to judge.
+        # The folder does not exist: whether the step's own folder can be used is decided when the
+        # step is made.
         arguments = self._arguments(results, place.folder / f"{self.name}-to-check")
         return Run.on(arguments, Ranks(0, 0, place.ranks), place.device)
 

@@ -91,8 +91,8 @@ class PolicyLoss:
     def weigh(
         self, loss_C: Tensor, batch: RolloutBatch, rows: slice | Tensor = slice(None)
     ) -> Tensor:
-        """Weights the losses of the targets `rows` so that their sum divided by `batch.count` is
-        the mean that the recipe asks for."""
+        """Weights the losses of the targets `rows`, so that their sum over all targets divided by
+        `batch.count` is the mean that the recipe asks for."""
         return loss_C / self.length if self.length else loss_C * batch.weights_R[rows]
 
     def _joins_tokens(self, batch: RolloutBatch) -> bool:

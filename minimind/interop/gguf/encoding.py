@@ -20,7 +20,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 def import_gguf() -> Any:
     """Gives the package `gguf`. Raises ConfigError where it is not installed."""
-    # It tells of its temporary file and of byte order, which concern nobody here.
+    # It logs its temporary file and the byte order, which users do not need to know.
     logging.getLogger("gguf").setLevel(logging.WARNING)
     try:
         return importlib.import_module("gguf")

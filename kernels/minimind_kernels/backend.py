@@ -151,7 +151,7 @@ def _why_no_launcher() -> str | None:
     kernel that it starts on a GPU."""
     given = os.environ.get("CC")
     if given is not None and not shutil.which(given):
-        return f"CC={given}, which Triton starts a kernel with, is no program: unset it or mend it"
+        return f"CC={given}, which Triton starts a kernel with, is no program: unset or correct it"
     if given is None and not (shutil.which("gcc") or shutil.which("clang")):
         return (
             "Triton needs a C compiler to start a kernel, and there is neither gcc nor clang: "

@@ -78,8 +78,8 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: not the description of a checkpoint: {error}") from None
     if missing := sorted(_META.keys() - meta.keys()):
         raise CheckpointError(
-            f"{path}: holds no {missing[0]}, as checkpoints of other versions do: start a new run "
-            "from its weights with --from_checkpoint"
+            f"{path}: holds no {missing[0]}, so another version of MiniMind wrote it: start a new "
+            "run from its weights with --from_checkpoint"
         )
     for name, size in meta["files"].items():
         file = folder / name
@@ -161,6 +161,7 @@ def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
     if checkpoint.meta["helpers_fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{checkpoint.folder} was trained beside other weights than its teacher or reference "
-            "has now: a run's best checkpoint may be another one since. Resume with the one it "
-            "began with: --from_checkpoint RUN/checkpoints/step-N (--set teacher=… for a teacher)"
+            "has now: it may be a run's best checkpoint, which has changed. Resume with the one "
+            "that the run began with: --from_checkpoint RUN/checkpoints/step-N (--set teacher=… for "
+            "a teacher)"
         )

@@ -79,7 +79,7 @@ def clear_way(name: str, folder: Path) -> None:
         holders = _find_holders(lock)
         looks = 0 if holders else looks + 1
         if looks >= _LOOKS and _unchanged_s(folder) >= patience_s:
-            logger.info("removing %s, which a compilation that was killed has left", lock)
+            logger.info("removing %s, left by a compilation that was killed", lock)
             lock.unlink(missing_ok=True)
         elif (holders or looks >= _LOOKS) and not told:
             who = f"process {holders[0]}" if holders else "perhaps another machine"

@@ -43,13 +43,14 @@ class PPORecipe(RolloutRecipe):
     inner_epochs: int = option(2, "times that each answer is learned from")
     loss_mean: str = option("token", "the loss is a mean over: token, sample or length, see grpo")
     kl_coef: float = option(0.02, "weight of the KL divergence from the reference (0: none)")
-    epsilon: float = option(0.2, "a token's ratio counts from 1 - epsilon to 1 + epsilon")
-    value_epsilon: float = option(0.2, "how far a value's update counts (0: however far)")
+    epsilon: float = option(0.2, "clipping bounds of a token's ratio, 1 - epsilon and 1 + epsilon")
+    value_epsilon: float = option(0.2, "clipping bound of a value's change (0: no clipping)")
     value_coef: float = option(0.5, "weight of the values' squared error")
-    gamma: float = option(1.0, "discount of a reward by each token before it")
-    gae_lambda: float = option(0.95, "how far an advantage looks ahead of the critic, 0 to 1")
+    gamma: float = option(1.0, "discount factor of the reward, per token")
+    gae_lambda: float = option(0.95, "lambda of generalised advantage estimation, 0 to 1")
     kl_stop: float = option(
-        0.25, "a step ends once the policy is so far from itself before the step (0: never)"
+        0.25,
+        "end a step once the policy's KL from its state before the step is above this (0: never)",
     )
 
     @property

@@ -161,7 +161,7 @@ def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
     if checkpoint.meta["helpers_fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{checkpoint.folder} was trained beside other weights than its teacher or reference "
-            "has now: it may be a run's best checkpoint, which has changed. Resume with the one "
-            "that the run began with: --from_checkpoint RUN/checkpoints/step-N (--set teacher=… for "
-            "a teacher)"
+            "has now: perhaps a run's folder names it, whose best checkpoint is another one since. "
+            "Resume with the one that the run began with: --from_checkpoint "
+            "RUN/checkpoints/step-N (--set teacher=… for a teacher)"
         )

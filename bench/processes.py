@@ -37,8 +37,8 @@ def run_logged(
 
 
 def kill_with_children(process: subprocess.Popen[Any]) -> None:
-    """Ends at once what still runs of a process, with the ranks that a launcher started in a
-    session of their own: they would stay behind, at work on the GPU."""
+    """Kills a process and all its children at once, also ranks that a launcher started in their own
+    session: they would otherwise go on working on the GPU."""
     if process.poll() is None:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()

@@ -68,7 +68,7 @@ class DataRow:
         }
 
     def prepare(self, path: Path) -> Callable[[], dict[str, Any]]:
-        """Gives a function that does the row's work over the file once and counts what it made."""
+        """Gives a function that does the row's work over the file once and counts its results."""
         work = {"tokenise": self._tokenise, "pack": self._pack, "load": self._load}
         return work[self._spec.row](path)
 

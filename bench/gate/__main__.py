@@ -55,7 +55,7 @@ from minimind.runtime.devices import Device, find_device, limit_threads
 logger = logging.getLogger("bench.gate")
 
 WORKING_TREE = "."
-"""Stands for the working tree's files, committed or not."""
+"""The name for the working tree's files, committed or not."""
 _TRAINING = (
     "kernels/", "minimind/config/", "minimind/data/", "minimind/engine/", "minimind/model/",
     "minimind/run/", "minimind/runtime/", "minimind/stages/", "minimind/types.py",

@@ -176,7 +176,7 @@ class ServedRow:
         )
 
     def measure(self, prompts: Prompts) -> dict[str, Any]:
-        """Gives the peaks of memory; that of tensors comes from a generation of its own, since
+        """Gives the peaks of memory. The tensors' peak is measured in a separate generation, since
         measuring it costs time."""
         resident = peak_resident()
         if self._spec.name == llama_cpp_row.NAME:  # PyTorch does not count llama.cpp's tensors

@@ -46,9 +46,9 @@ class _Driver(nvidia.CudaDriver):
 @contextlib.contextmanager
 def stub_gpu(arch: str) -> Iterator[ctypes.c_long]:
     """Has operations launch their Triton form on tensors of the CPU, as on an NVIDIA GPU of `arch`,
-    inside the block; gives the number of launches, which grows with each.
+    inside the block; yields a counter of launches.
 
-    For a process of its own, that has used no GPU. Raises ConfigError without a C compiler.
+    Use it in a separate process that has used no GPU. Raises ConfigError without a C compiler.
     """
     library, target = _load(), TARGETS[arch]
     _number(library, "stub_block_bytes").value = target.block_bytes

@@ -3,8 +3,8 @@
 It starts from a kernel's entry for this GPU and tries its candidates, and tiles with one number
 halved or doubled. It goes on from a tile that is quicker over the presets, until no neighbour is
 quicker. Prints the best, for the `Tiles` of the same names in kernels/minimind_kernels/triton_impl.
-Without a GPU, the entry and what is near it are compiled for `--arch`: registers, shared memory and
-spills, times not measured.
+Without a GPU, the entry and its neighbours are compiled for `--arch`: this gives registers, shared
+memory and spills, and no times.
 
 Exit status: 0 done, 2 bad usage.
 """

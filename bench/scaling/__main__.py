@@ -1,7 +1,7 @@
 """Measures training on more and more GPUs: `python -m bench.scaling --num_gpus 1,2,4,8`.
 
 Each number of ranks is a training run under DeepSpeed's launcher; on a CPU the ranks share the
-machine. `strong` takes the same rows a step at every number, `weak` the same rows a rank. Where
+machine. `strong` keeps the rows per step the same at every number, `weak` the rows per rank. Where
 there are not enough GPUs (on a CPU, cores), the number is predicted from the smallest measured one
 and marked. Measured numbers are predicted, too, with the memory by holder: this shows how far to
 trust the predictions. With several DeepSpeed JSONs each has its own rows, which shows the quickest

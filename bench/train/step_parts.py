@@ -25,8 +25,8 @@ PARTS = ("forward", "backward", "engine", "optimizer", "communication", "data_wa
 """`forward` lasts from the module's call until autograd starts. `backward` is autograd, with
 DeepSpeed's gradient hooks. `optimizer` is the update. `communication` starts collectives and waits
 for them, in whichever part they stand. `engine` is all else: norm, clipping, casts, bookkeeping.
-`data_wait` lasts until the loader has the batches of the next step; whoever reads a loader fills it
-in."""
+`data_wait` is the wait for the loader's batches of the next step; the code that reads the loader
+fills it in."""
 
 _COLLECTIVES = {
     "allreduce": "all_reduce",
@@ -113,7 +113,8 @@ class StepParts:
 
     def _watched_collectives(self) -> Iterator[tuple[type, str, Callable[..., Any]]]:
         """Yields owner, name and watched form of each method that starts a collective or waits for
-        one. A payload is the larger side: what is gathered, or what is reduced."""
+        one. The payload of a collective is its larger side: the gathered result, or the input of a
+        reduction."""
 
         def watch(kind: str | None, plain: Callable[..., Any]) -> Callable[..., Any]:
             def watched(owner: Any, *args: Any, **kwargs: Any) -> Any:

@@ -75,8 +75,8 @@ class TrainedRow:
         return StepTime(seconds=seconds, loss=value, data=replace(data, batches=[]))
 
     def measure(self) -> dict[str, Any]:
-        """Gives peaks of memory, parts of a step and counts, from steps of their own where
-        measuring costs time."""
+        """Gives peaks of memory, parts of a step and counts; takes extra steps for those that slow
+        a step down."""
         resident, on_gpu = peak_resident(), self._device.type == "cuda"
         between_steps = torch.cuda.memory_allocated(self._device) if on_gpu else live_tensor_bytes()
         with self._memory.measured():

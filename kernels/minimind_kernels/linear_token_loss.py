@@ -3,8 +3,8 @@
     log_prob_t = z_t[id_t] - logsumexp(z_t),   z_t = hidden_t · weightᵀ,   loss_t = f_t(log_prob_t)
 
 ∂loss_t/∂z_t = f_t'(log_prob_t) · (onehot(id_t) - softmax(z_t)) is known once log_prob_t is, so the
-logits of a chunk are made once and give both gradients: 3 products with the head, not the 4 of
-`linear_log_prob`, whose gradient arrives when the logits are gone.
+logits of a chunk are computed only once and give both gradients. That takes 3 products with the
+head; `linear_log_prob` takes 4, because it gets its gradient after the logits were dropped.
 """
 
 from __future__ import annotations

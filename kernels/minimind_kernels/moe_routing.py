@@ -8,7 +8,8 @@ E · Σ_e (share of tokens that chose e) · mean(p_e) (Fedus et al., "Switch Tra
 summed over the S choices), or the same within each document, averaged over documents (Dai et al.,
 "DeepSeekMoE", 2024).
 
-P is the number of token slots, M·S; X the number of documents, or 1 where all tokens are one.
+P is the number of token slots, M·S. X is the number of documents, or 1 where all tokens count as
+one document.
 """
 
 from __future__ import annotations

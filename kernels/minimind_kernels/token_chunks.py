@@ -212,8 +212,8 @@ common_grad = Form("common_grad:common_grad", _common_grad_body, num_row_tensors
 
 
 def _common_grad_of(grad_M: Tensor, labels_M: Tensor, ignored: int) -> Tensor:
-    """Gives the one gradient without waiting for a GPU. Raises ValueError (on a GPU an assertion on
-    the device) if counted tokens received different ones."""
+    """Gives the gradient that all counted tokens received, without waiting for a GPU. Raises
+    ValueError (on a GPU an assertion on the device) if they received different gradients."""
     if not len(grad_M):
         return grad_M.new_zeros(())
     factor, is_uniform = common_grad(grad_M, labels_M, generated=False, ignored=ignored)

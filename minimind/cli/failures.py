@@ -39,8 +39,8 @@ def describe_failure(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether memory was asked for that is not there, on a GPU or on a CPU, for which PyTorch
-    has no error of its own."""
+    """Tells whether an allocation failed for lack of memory, on a GPU or on a CPU; for a CPU
+    PyTorch has no special error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     is_cpu = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)

@@ -90,8 +90,8 @@ def _describe_peak(arguments: TrainArguments | None) -> str:
 
 
 def next_command(run: Run) -> str:
-    """Gives the command that users want next: the one that teaches a model of text to answer, or
-    the one that opens a chat."""
+    """Gives the command that users probably want next: training a text model to answer, or opening
+    a chat."""
     program = Path(sys.argv[0])
     is_script = program.name == "train.py"
     verb, suffix = (f"python {program.parent}/", ".py") if is_script else ("minimind ", "")

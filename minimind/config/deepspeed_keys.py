@@ -1,7 +1,7 @@
 """Lists the keys that a DeepSpeed JSON may have.
 
-DeepSpeed silently accepts unknown keys at the top level, and in the sections that it reads key by
-key; here both are errors. Its other sections have schemas of their own, which refuse unknown keys
+At the top level, and in the sections that it reads key by key, DeepSpeed silently accepts unknown
+keys; here they are errors. For the other sections DeepSpeed has schemas, which refuse unknown keys
 when the engine starts.
 """
 

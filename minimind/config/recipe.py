@@ -29,7 +29,7 @@ FLAGS = {
     "sample_every": "sample_every",
     "seed": "seed",
 }
-"""Options that have a flag of their own, by its name. --set takes these and all others."""
+"""Options that have their own flag, with its name. --set takes these and all other options."""
 SCHEDULE_NAMES = ("cosine", "wsd")
 """The names of engine/schedule.py's schedules."""
 

@@ -1,6 +1,6 @@
 """Recognises how a file holds its rows: as JSON lines, a JSON array, Parquet or plain text, the
-texts perhaps compressed. For any other file an error says what it is. The content decides; only
-whether a file is plain text depends on its name."""
+texts perhaps compressed. For any other file an error says what it is. The content decides which it
+is, except that a file is plain text only by its name."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ def clip_replicated(
 def clip_on_device(optimizer: Any, max_value: float, *, skips: bool = False) -> None:
     """Makes DeepSpeed's ZeRO optimizer clip on the device: each element to `max_value`, if that is
     not 0, and the gradient to the norm in its JSON. DeepSpeed's own clipping stays where the
-    optimizer states are on the CPU, and where this version of DeepSpeed has other internal names;
-    there a `max_value` raises ConfigError. With `skips`, a step whose gradient is not finite is
-    skipped, whatever the JSON says about bf16."""
+    optimizer states are on the CPU, and where the installed DeepSpeed has other internal names; in
+    the latter case a `max_value` raises ConfigError. With `skips`, a step whose gradient is not
+    finite is skipped, whatever the JSON says about bf16."""
     if skips and hasattr(optimizer, "check_grad_overflow"):
         optimizer.check_grad_overflow = True
     offloads = ("cpu_offload", "offload_optimizer")

@@ -1,9 +1,9 @@
 """Defines Muon: it updates matrices by orthogonal matrices, and all other weights as AdamW does.
 
-DeepSpeed has a Muon of its own. It clips the updates that it has made orthogonal instead of the
-gradients, so that the usual limit of 1 stops the matrices from learning; it forgets the rates of
-its parameter groups; and at stage 2 it keeps the momentum in 16 bits. This one steps as DeepSpeed's
-ZeRO asks any optimizer of PyTorch's to.
+DeepSpeed's own Muon is not used. It clips the orthogonal updates instead of the gradients, so that
+the usual limit of 1 stops the matrices from learning; it forgets the rates of its parameter groups;
+and at stage 2 it keeps the momentum in 16 bits. This Muon is an ordinary optimizer of PyTorch,
+which DeepSpeed's ZeRO steps like any other.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def publish(unfinished: Path, final: Path, meta: dict[str, Any], *, is_best: boo
 
 
 def prune(folder: Path, keep: int, keep_every: int) -> None:
-    """Deletes what is older than the newest `keep` whole checkpoints, except those that the links
-    name and each `keep_every`-th step."""
+    """Deletes all checkpoints older than the newest `keep` undamaged ones, except those that the
+    links name and those whose step is a multiple of `keep_every`."""
     links = (folder / LATEST, folder / BEST)
     linked = {os.readlink(link) for link in links if link.is_symlink()}
     ours = [step for step in list_steps(folder) if not _is_copy(step)]
@@ -97,8 +97,8 @@ def _is_copy(step: Path) -> bool:
 
 
 def _set_aside(final: Path) -> Path | None:
-    """Renames what stands at a checkpoint's place already: the same step's, which was damaged when
-    the run was resumed, or a user's copy of another step, which stays."""
+    """Renames a folder that already has a checkpoint's name: the damaged checkpoint of the same
+    step, from before the run was resumed, or a user's copy of another step, which stays."""
     if not final.exists():
         return None
     if _is_copy(final):
@@ -109,7 +109,7 @@ def _set_aside(final: Path) -> Path | None:
 
 
 def _keep(folder: Path, what: str) -> Path:
-    """Renames a user's folder that stands where a checkpoint or a link belongs; it stays."""
+    """Renames a user's folder that has the name of a checkpoint or a link, so that it stays."""
     kept = folder.with_name(f"{folder.name}-copy-{secrets.token_hex(4)}")
     logger.warning("%s: %s; it is now %s", folder, what, kept)
     return folder.rename(kept)

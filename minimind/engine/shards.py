@@ -1,8 +1,8 @@
 """Makes DeepSpeed write its shards so that no rank is left waiting, and read them without running
 code.
 
-DeepSpeed's `save_checkpoint` ends in a barrier, which a rank whose disk is full never reaches, and
-its `load_checkpoint` unpickles whatever a file holds.
+DeepSpeed's `save_checkpoint` ends with a barrier, which a rank whose disk is full never reaches.
+Its `load_checkpoint` unpickles any content, and so could run code.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from minimind.errors import CheckpointError
 from minimind.runtime.together import all_do
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""The environment variable that makes PyTorch refuse pickles that need code, whatever the caller of
-torch.load says."""
+"""The environment variable that makes every torch.load refuse pickles that need code, whatever
+arguments it is called with."""
 PLAIN_CLASSES = (
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),

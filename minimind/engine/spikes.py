@@ -27,7 +27,8 @@ class LossSpikeError(TrainingError):
 
     @property
     def passed_over(self) -> tuple[int, int]:
-        """Gives the steps to leave out: this one, and the one whose update came before it."""
+        """Gives the steps to leave out: this step and the one before it, whose update may have
+        caused the spike."""
         return self.step - 1, self.step
 
 

@@ -95,7 +95,7 @@ class Stage(Protocol[InT, OutT]):
     """Defines a training objective. The loop decides when each part runs, the engine holds weights
     and optimizer, the stage defines the loss.
 
-    The `count` of its batches says how many things (targets, pairs, answers) its loss sums over.
+    The `count` of a batch is the number of targets, pairs or answers that the loss sums over.
     """
 
     name: ClassVar[str]

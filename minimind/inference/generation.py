@@ -44,7 +44,7 @@ class Generation:
 
     @property
     def ends_next(self) -> bool:
-        """Tells whether the sequence has ended, or ends with its next token whatever that is."""
+        """Tells whether the sequence has ended, or must end with its next token."""
         has_ended = self.finish_reason is not None
         return has_ended or self.num_made + 1 >= self.request.params.max_new_tokens
 

@@ -93,9 +93,9 @@ class Source:
     tokenizer: Path | None = None
     """The tokenizer's folder."""
     notes: list[str] = field(default_factory=list)
-    """What was assumed or done on the way, for the user to read."""
+    """Messages for the user about assumptions and changes on the way."""
     training: TrainingRecord | None = None
-    """What is known of the model's training, for its card."""
+    """The record of the model's training, for its card; None where it is not known."""
     beside: tuple[Path, ...] = ()
     """Files that lay beside the weights and tokenizer, such as a license."""
     adapter: SourceAdapter | None = None

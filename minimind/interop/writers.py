@@ -19,7 +19,7 @@ class Writer:
     """Writes one format."""
 
     what: str
-    """What it writes, for help texts."""
+    """Describes the format, for help texts."""
     write: Callable[[Source, Path, ConvertOptions], list[str]]
     """Writes into a temporary folder, which exists and is empty, or a file, which does not exist
     yet. Gives notes for the user. Raises OSError where it cannot be written, and the errors of

@@ -1,8 +1,8 @@
 """Stores the keys and values of many sequences in preallocated slots of fixed capacity.
 
 There are slots and no pages: a small model needs a few kilobytes per token, so a slot for a whole
-context is affordable, and a slot's tokens are a view of the cache, where pages would have to be
-gathered before each product. On a CPU, memory that no sequence has reached is never touched.
+context is affordable, and a slot's tokens are a view of the cache; pages would have to be gathered
+before each product. On a CPU, memory that no sequence has reached is never touched.
 """
 
 from __future__ import annotations

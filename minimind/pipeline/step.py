@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(slots=True, kw_only=True)
 class Checked:
-    """Holds what is known of a step before it runs; a plan adds the rehearsal."""
+    """Holds what the checks found out about a step before it runs; a plan adds the rehearsal."""
 
     run: Run | None = None
     """The resolved run of a training step."""

@@ -45,8 +45,9 @@ _LEAVES_NO_TRACE = frozenset(
 )
 """Options that change how a run computes or what it shows, but not what it learns."""
 _OF_RESULT = ("optimizer", "scheduler", "bf16", "fp16")
-"""The keys of the DeepSpeed JSON that, besides those that the recipe has too, change what is
-learned. Others (the ZeRO stage, buckets, offloading, monitors) can change in a run that goes on."""
+"""The keys of the DeepSpeed JSON that change what is learned, besides those that the recipe has
+too. All other keys (the ZeRO stage, buckets, offloading, monitors) may change when a run is
+resumed."""
 
 
 class TrainStep(Step):

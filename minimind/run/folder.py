@@ -154,7 +154,7 @@ def resume_after_restart(arguments: TrainArguments) -> TrainArguments:
 
 
 def _describe_without_run(folder: Path) -> str:
-    """Says what is at a place where a run was expected."""
+    """Describes what is in a folder that should hold a run."""
     if not folder.is_dir():
         return f"is not there{did_you_mean_file(folder)}"
     names = sorted(path.name for path in folder.iterdir())

@@ -71,7 +71,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def remove_stale(parent: Path, held: str) -> None:
     """Removes temporary folders that killed builders left in `parent`: those for the name `held`,
-    whose lock the caller holds, and those whose lock nobody holds."""
+    whose lock the caller holds, and those whose lock no process holds."""
     for folder in parent.glob("*.tmp-*"):
         name = folder.name.split(".tmp-")[0]
         if name == held:

@@ -23,8 +23,8 @@ def digest_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_digests(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Reads every file that meta.json has a digest of. Raises CheckpointError for one whose content
-    is not what was written. Checkpoints of earlier versions have no digests."""
+    """Reads every file that meta.json has a digest of. Raises CheckpointError for a file whose
+    content has changed since it was written. Checkpoints of earlier versions have no digests."""
     expected_by_name = meta.get(DIGESTS) or {}
     if not isinstance(expected_by_name, Mapping):
         raise CheckpointError(f"{folder}: its meta.json holds no digests under {DIGESTS}")

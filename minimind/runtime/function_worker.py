@@ -29,8 +29,8 @@ def serve(descriptor: int, parent: int, is_unpacked: bool, most_s: int) -> None:
     """Answers lists of calls until the parent closes the connection or ends. A call is a pickled
     `(NamedFunction, pickled argument)`; without an argument, it checks that the function can be
     called. Each call gets one message back: a pickled pair of None and the value, or of the kind of
-    failure and a text. No call may take more than `most_s`, even if the parent, which has limits of
-    its own, has gone."""
+    failure and a text. The parent limits the time of calls; if the parent has gone, a call still
+    ends after `most_s`."""
     os.set_inheritable(descriptor, False)
     # A launcher that ends a run signals all its processes, but the parent decides what to stop. A
     # handler, unlike SIG_IGN, is not inherited by programs that a function starts.

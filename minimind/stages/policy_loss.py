@@ -14,7 +14,8 @@ from minimind.stages.rollout_batch import RolloutBatch
 from minimind.types import HeadFn, ModelOutput
 
 _MOST_LOG_RATIO = 20.0
-"""Bounds log-ratios so that ratios stay finite: an advantage of 0 times infinity would be NaN."""
+"""The largest log-ratio, so that ratios stay finite: an advantage of 0 times infinity would be NaN.
+"""
 
 LossType = Literal["grpo", "cispo"]
 

@@ -83,9 +83,9 @@ class PPOBatch(RolloutBatch):
 
 
 class PPO(RolloutStage):
-    """Adds a value loss to PolicyLoss, with the advantages of stages/advantages.py normalised over
-    all targets of the step. With V the critic's value of a target, old its value before the step's
-    first update, ret its return and ε_v = value_epsilon, the value loss is
+    """Adds a value loss to PolicyLoss. The advantages are those of stages/advantages.py, normalised
+    over all targets of the step. With V the critic's value of a target, old its value before the
+    step's first update, ret its return and ε_v = value_epsilon, the value loss is
 
         value_coef · max((V - ret)², (old + clip(V - old, -ε_v, ε_v) - ret)²).
     """

@@ -213,9 +213,9 @@ def _activation_grad_kernel(
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Computes d = dy · down, then the gradients of gate and up (see swiglu.py) from d times the
-    slot's weight, the hidden values rebuilt and weighted, and this tile's part of the weight's Σ d
-    · hidden."""
+    """Computes d = dy · down, and from it three results: the gradients of gate and up (see
+    swiglu.py), for d times the slot's weight; the hidden values, rebuilt and weighted; and this
+    tile's part of Σ d · hidden, the gradient of the slot's weight."""
     expert, first_slot, count, rows, columns = find_tile(
         offsets_ptr, FFN, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )

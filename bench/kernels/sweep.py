@@ -249,7 +249,7 @@ def _time_presets(entry: Entry, device: config.Device, tokens: int) -> dict[str,
                 ways = directions(sets[0], [(case.ours, case.inputs) for case in sets])
                 calls = dict(ways)[entry.direction]
                 times[sizes.preset] = time_calls(calls)["median_us"]
-        except Exception as error:  # Triton has an error of its own for each way not to fit.
+        except Exception as error:  # Triton raises another error for each limit.
             logger.info("%s: %s", type(error).__name__, str(error).splitlines()[0])
             return {}
     return times

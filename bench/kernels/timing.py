@@ -56,7 +56,7 @@ def measure_case(
             exact = exact or Exact(sets[0])
             with own_stream():
                 yield from list(_measure_contender(contender, sets, exact, ceilings))
-        except Exception as error:  # Each has errors of its own.
+        except Exception as error:  # Each library raises its own errors.
             text = f"{type(error).__name__}: {error}"
             yield {
                 "contender": contender.name, "direction": TOGETHER, "median_us": None,

@@ -110,7 +110,7 @@ class OriginalAnswers(OriginalRow):
         recipe, behind = self._recipe, len(prompt.ids)
         ids_GT = self.generate(prompt.ids)
         answers_GR = ids_GT[:, behind:]
-        # The token that ends an answer belongs to it.
+        # The token that ends an answer is part of the answer.
         is_stop_GR = answers_GR == self._tokenizer.eos_id
         is_made_GR = is_stop_GR.cumsum(1) - is_stop_GR.long() == 0
         lengths = is_made_GR.sum(1).tolist()

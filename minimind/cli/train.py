@@ -81,7 +81,7 @@ def _train(argv: Sequence[str] | None) -> int:
 def _describe_peak(arguments: TrainArguments | None) -> str:
     """Says what a step's tensors need, as a rehearsal finds it; "" where no rehearsal is possible
     now."""
-    # Whatever the rehearsal meets, the error that is being reported comes first.
+    # An error of the rehearsal must not hide the error that is being reported.
     with contextlib.suppress(Exception):
         run = Run.of(arguments) if arguments and read_ranks().world_size == 1 else None
         if run and not why_not(run.resolved):

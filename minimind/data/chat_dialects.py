@@ -56,7 +56,7 @@ def read_list(data: Data, key: str, unread: set[str]) -> Data:
     """Reads a conversation from a list of turns, or from a string that holds the list as JSON. It
     may begin with any role."""
     if key not in data:
-        return data  # the format says so, with the keys that there are
+        return data  # the format reports the missing key
     turns = read_turns(unpack_turns(data[key], f'"{key}"'), f'"{key}"', unread)
     if len(data) == 1 and turns is data.get("conversations"):
         return data

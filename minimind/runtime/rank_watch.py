@@ -120,7 +120,7 @@ class RankWatch:
 
     def _find_silent(self) -> str | None:
         for rank, sign in self.signs.items():
-            # While the store does not answer, nothing can be heard of anybody.
+            # While the store does not answer, no rank's signs can be read.
             silent_s = (self._answered or 0.0) - self._heard[rank]
             if rank == self.rank or sign.ended is not None or silent_s < self.limit_s:
                 continue

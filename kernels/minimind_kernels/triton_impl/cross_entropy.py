@@ -131,7 +131,7 @@ def _loss_kernel(
     loss = row_max - label_logit + log_sum
     tl.store(loss_ptr + row, tl.where(label == ignored, 0.0, loss * weight))
     if WITH_GRAD:
-        # Each thread has read what it overwrites: the reductions above wait for all.
+        # All threads have read the logits that are overwritten: the reductions above wait for them.
         if BLOCK >= VOCAB:
             grads = _grads(logits, columns, label, row_max, log_sum, weight)
             store_logits(row_ptr, columns, grads, WIDTH)

@@ -74,8 +74,8 @@ class Part:
     quick: str = ""
     """The flags of small batches."""
     counted_on: tuple[str, ...] = ()
-    """The kinds of device on which the part takes no times, so that one run of each commit
-    suffices."""
+    """The kinds of device on which the part only counts and measures no times, so that one run of
+    each commit is enough."""
 
 
 PARTS = {

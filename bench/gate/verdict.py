@@ -138,7 +138,8 @@ def _growth(head: Row, base: Row) -> float | None:
 
 
 def _peaks(row: Row) -> list[int | None]:
-    """Gives the peak of each rank where it was measured, else the measured or rehearsed peak."""
+    """Gives the peak of each rank if these were measured, else the single measured or rehearsed
+    peak."""
     if per_rank := row.get("peak_bytes_per_rank"):
         return list(per_rank)
     return [row.get("peak_bytes") or row.get("rehearsed_peak_bytes")]

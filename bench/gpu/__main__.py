@@ -111,7 +111,7 @@ def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def run_command(command: Command, folder: Path, limit_s: float) -> dict[str, object]:
-    """Runs a command, with its output in a log beside its results, and prints the end of it."""
+    """Runs a command with its output in a log beside its results, and prints the log's end."""
     start = time.monotonic()
     print(f"--- {command.name}: {' '.join((*command.under, *command.arguments))}", flush=True)
     if command.missing:

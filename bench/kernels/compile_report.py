@@ -4,8 +4,9 @@ memory that it would use.
     python -m bench.kernels --compile-report [--quick] [--targets sm_90] [--update-budget]
 
 Every operation runs forward and backward on tensors without storage; each launch is compiled for
-the target instead of being run. So what is compiled is what training would launch. Compiled are the
-sizes of the presets, and in 16 bits those of other models, for the GPUs of `TARGETS`.
+the target instead of being run. So what is compiled is what training would launch. It compiles for
+the GPUs of `TARGETS`, at the sizes of the presets, and in 16 bits also at the sizes of other
+models.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ class Usage:
 
 
 def build_report(targets: Sequence[str] | None = None, *, quick: bool) -> list[Usage]:
-    """Compiles all kernels × dtypes × sizes × targets; `quick` takes bf16, two presets and, unless
-    others are given, the targets with a budget of registers alone, and reads the instructions of
-    two of them."""
+    """Compiles all kernels × dtypes × sizes × targets; With `quick` it compiles only bf16, two
+    presets and, unless targets are given, the targets with a budget of registers; it reads the
+    instructions of two of these."""
     usages: dict[Any, Usage] = {}
     for target in targets or (Registers._fields if quick else TARGETS):
         half = half_dtype(target)

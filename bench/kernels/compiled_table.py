@@ -1,4 +1,5 @@
-"""Keeps what every kernel compiles to in a table, compiled.csv, so that a change of it is seen.
+"""Keeps figures of every compiled kernel in a table, compiled.csv, so that a change of the compiled
+code shows.
 
 `python -m bench.kernels --compile-report` compares with it; `--update-budget` writes it anew.
 """
@@ -42,7 +43,8 @@ def as_rows(report: Sequence[Usage]) -> list[dict[str, Any]]:
 
 
 def summarize(report: Sequence[Usage]) -> list[dict[str, Any]]:
-    """Gives a row for each kernel, target and group of sizes in 16 bits: the worst of it."""
+    """Gives a row for each kernel, target and group of sizes in 16 bits: the worst value of each
+    figure."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in as_rows(report):
         if row["dtype"] == str(half_dtype(row["target"])).removeprefix("torch."):

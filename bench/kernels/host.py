@@ -2,8 +2,8 @@
 
 The CPU time of one call, forward and backward, with Triton's own binder and launcher and a stub of
 the driver in place of a GPU (stub_driver.py). PyTorch's own operators run on the CPU, at sizes so
-small that they take about as long as their launch on a GPU. What a GPU's driver itself needs for a
-launch, one or two µs, is not in it.
+small that they take about as long as their launch on a GPU. It does not include the time of the
+GPU's driver, one or two µs per launch.
 """
 
 from __future__ import annotations

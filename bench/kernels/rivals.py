@@ -73,13 +73,15 @@ def rival_inputs(rival: Rival, case: Case) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Holds the error of each output and of each gradient, relative to the whole of it."""
+    """Holds the error of each output and of each gradient: the norm of the error over the norm of
+    the exact tensor."""
 
     forward: tuple[float, ...]
     backward: tuple[float, ...]
 
     def of(self, direction: str) -> tuple[float, ...]:
-        """Gives those of a direction; of any but `forward` and `backward` all."""
+        """Gives the errors of the direction `forward` or `backward`; for any other name all of
+        them."""
         both = {"forward": self.forward, "backward": self.backward}
         return both.get(direction, self.forward + self.backward)
 
@@ -120,8 +122,8 @@ class Exact:
 def _results(
     case: Case, function: Function, inputs: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gives outputs, and the gradients of a fixed random weighting of them; with `uniform_grad`,
-    both of the outputs' sums."""
+    """Gives the outputs, and the gradients of a fixed random weighting of the outputs. With
+    `uniform_grad`, each output is replaced by its sum."""
     outputs = function(*inputs)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     if case.uniform_grad:

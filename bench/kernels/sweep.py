@@ -163,8 +163,8 @@ def descend(
     measured: dict[Tile | ProductTile, dict[str, Any]] = {}
 
     def take(tile: Tile | ProductTile) -> float:
-        """Gives the tile's time over that of the entry, a mean over the presets; infinity where it
-        fails."""
+        """Gives the ratio of the tile's time to the entry's time, as a mean over the presets;
+        infinity where it fails."""
         if tile not in measured:
             tried = TriedDevice(device.arch, device.num_multiprocessors, entry.tiles.name, tile)
             times = _time_presets(entry, tried, options.tokens)

@@ -138,7 +138,7 @@ def contenders(case: Case, *, compiled: bool) -> Iterator[Contender]:
 
 
 def _choose_rival(index: int, function: Callable[..., Any], case: Case) -> Call:
-    """Gives the rival's call in a case: each case has labels and positions of its own."""
+    """Gives the rival's call in a case, since each case has its own labels and positions."""
     rival = case.rivals[index]
     return rival.call(function), rival_inputs(rival, case)
 

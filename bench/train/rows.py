@@ -1,4 +1,4 @@
-"""Defines the rows of bench.train: what a step of each does."""
+"""Defines the rows of bench.train: what happens in a step of each row."""
 
 from __future__ import annotations
 

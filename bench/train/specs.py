@@ -165,7 +165,8 @@ class _Resolver:
         return self._resolve(stage, model, ds_config, settings, start)
 
     def _concerning(self, stage: str) -> dict[str, Any]:
-        """Leaves out the settings that the recipe of --stage has and that of `stage` has not."""
+        """Leaves out the settings that only the recipe of --stage has, and not the recipe of
+        `stage`."""
         mine, asked = (_names(STAGES[s].recipe_type) for s in (stage, self._options.stage))
         return {key: value for key, value in self._set.items() if key not in asked - mine}
 

@@ -59,8 +59,8 @@ class TrainedRow:
         self._memory = PeakMemory(self._device)
 
     def step(self, index: int) -> StepTime:
-        """Takes step `index`, which is the next of the row. The time is that of the whole step
-        until the device is done, with the wait for data that was read ahead."""
+        """Takes step `index`, which is the next of the row. The time covers the whole step until
+        the device is done, including the wait for data that is read ahead."""
         data = self._row.steps.step(index)
         self._wait()
         start = time.perf_counter()

@@ -3,8 +3,8 @@
     out_t = Σ_s weights_ts · down_e(silu(gate_e x_t) · up_e x_t),   e = experts_ts
 
 Token slots are sorted by expert, so that each expert's products run over contiguous rows (Gale et
-al., "MegaBlocks", 2022). P = M·S is the number of all slots, N that of one expert's slots, and G =
-2F.
+al., "MegaBlocks", 2022). P = M·S is the number of all slots, N the number of one expert's slots,
+and G = 2F.
 """
 
 from __future__ import annotations

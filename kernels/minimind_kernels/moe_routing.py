@@ -171,8 +171,8 @@ def _backward_body(
     norm_topk_prob: bool,
     eps: float,
 ) -> Tensor:
-    """Gives the gradient of the logits: first that of p = softmax(logits) from all three results,
-    then p·(dp - Σ p·dp)."""
+    """Gives the gradient of the logits, p·(dp - Σ p·dp) with p = softmax(logits), where dp is the
+    gradient of p from all three results."""
     probs_ME, experts_MS = _softmax(logits_ME), experts_MS.long()
     grad_MS = grad_weights_MS
     if norm_topk_prob:

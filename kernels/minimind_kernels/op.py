@@ -219,8 +219,8 @@ class Op:
     registers: Mapping[str, Registers] = field(default_factory=dict)
     """The budget of each of its kernels, by module.kernel."""
     launches: Mapping[str, int | Mapping[str, int]] = field(default_factory=dict)
-    """The number of launches by a case's name, of its forward and backward pass together at 16,384
-    tokens; by preset where they differ."""
+    """The number of launches of a case's forward and backward pass together at 16,384 tokens, by
+    the case's name; by preset where the numbers differ."""
     goals: tuple[Goal, ...] = ()
 
     def __post_init__(self) -> None:
@@ -249,8 +249,8 @@ class Op:
 
 
 def build_cases(sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
-    """Builds a case of each operation that a model of these sizes runs: what benchmarks time and
-    the compile report compiles."""
+    """Builds a case of each operation that a model of these sizes runs, for benchmarks and the
+    compile report."""
     for op in OPS.values():
         if op.runs_in(sizes):
             yield op.build(Inputs(sizes, tokens, dtype, device))

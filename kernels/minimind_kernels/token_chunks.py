@@ -1,5 +1,5 @@
-"""Makes logits for a chunk of tokens at a time, and gathers the gradients of both factors over
-chunks.
+"""Computes logits for one chunk of tokens at a time, and accumulates the gradients of hidden states
+and weight over chunks.
 
 The linear losses share this: the walk over chunks and its three matrix products. Each loss computes
 the gradient of the logits itself.
@@ -165,7 +165,7 @@ def rows_worth_gathering(labels_M: Tensor, ignored: int, in_triton: bool) -> Ten
 
 
 def scatter_rows(loss_R: Tensor, rows_R: Tensor, num_tokens: int) -> Tensor:
-    """Gives the losses of all tokens from those of some rows: 0 in the others."""
+    """Puts the losses of some tokens at their places among all tokens; the other tokens get 0."""
     return loss_R.new_zeros(num_tokens).index_put((rows_R,), loss_R)
 
 

@@ -22,7 +22,7 @@ _OPTIMIZERS: dict[str, tuple[int, str]] = {
         "DeepSpeed creates it again there, without its groups' weight decay and learning rates",
     ),
 }
-"""For each optimizer's lower-case name: from which ZeRO stage on it goes wrong, and why."""
+"""By an optimizer's lower-case name: the first ZeRO stage at which it trains wrongly, and why."""
 
 
 def check_faults(ds: Mapping[str, Any], stage: int, precision: str, clip_value: float) -> None:

@@ -58,8 +58,8 @@ DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
     "muon": frozenset({"betas", "eps", "lr", "momentum", "weight_decay"}),
     "musgd": None,
 }
-"""The parameters of each optimizer, by its lower-case name. None: those of PyTorch's optimizer of
-that name, or unknown."""
+"""The parameters of each optimizer, by its lower-case name. None: the optimizer takes the
+parameters of PyTorch's optimizer of that name, or they are unknown."""
 _NOT_TORCHS = frozenset({"bias_correction", "fp32_optimizer_states", "set_grad_none"})
 """Parameters of DeepSpeed's own Adam that PyTorch's does not have."""
 OPTIMIZER_PARAMS = {

@@ -24,8 +24,8 @@ allocates it."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Describes a transformer. Field names are Hugging Face's; those of the experts come from
-    Qwen3-MoE or, where that has none, from DeepSeek.
+    """Describes a transformer. Field names are Hugging Face's; the names of the experts' fields are
+    Qwen3-MoE's or, where it has none, DeepSeek's.
 
     Where they are 0, `head_dim` and `intermediate_size` follow from `hidden_size`, and with experts
     `moe_intermediate_size` follows from `intermediate_size`.

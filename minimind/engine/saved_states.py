@@ -75,7 +75,7 @@ def read_converted(folder: Path) -> SavedStates:
 
 
 def read_replicated(file: Path, names: Sequence[Sequence[str]]) -> SavedStates:
-    """Reads a checkpoint of ZeRO stage 0. `names` are those of the parameters in each of the
+    """Reads a checkpoint of ZeRO stage 0. `names` holds the names of the parameters in each of the
     optimizer's groups."""
     shard = _load(file)
     found, saved = SavedStates(), shard["optimizer"]

@@ -150,8 +150,8 @@ def load_adapters(
 @torch.no_grad()
 def lay_out_for_decoding(model: Transformer) -> None:
     """Stores fp32 matrices of a CPU model by columns, for where PyTorch decodes; values and shapes
-    stay the same. MKL's products of 8 tokens then take half the time, those of one or 512 tokens
-    the same."""
+    stay the same. MKL then multiplies 8 tokens in half the time, and 1 or 512 tokens in the same
+    time."""
     for parameter in model.parameters():
         if parameter.dim() == 2 and parameter.dtype == torch.float32 and parameter.is_cpu:
             parameter.data = parameter.data.t().contiguous().t()

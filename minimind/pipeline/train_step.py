@@ -162,7 +162,7 @@ def _is_reference(value: Any) -> bool:
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the options with those of `set` beside the others."""
+    """Gives the options as one dictionary, with those of `set` merged in."""
     more = options.get("set")
     return {**options, **(more if isinstance(more, dict) else {})}
 

@@ -59,8 +59,8 @@ def build_trained(
     eval_data: EvalLoader | None = None,
     start: Checkpoint | None = None,
 ) -> Trained:
-    """Builds the stage and its models. The weights are new, or those that the run starts from, or
-    with `start` those of the checkpoint. A stage that compares with a reference needs the tokenizer
+    """Builds the stage and its models. The weights are new or those of --from_checkpoint; with
+    `start` they are the checkpoint's. A stage that compares with a reference needs the tokenizer
     and the data."""
     stage = STAGES[run.stage](run.recipe)
     context = build_context(

@@ -225,7 +225,7 @@ def _without_signals() -> Iterator[None]:
 
 
 def _is_of_connection(error: BaseException | None) -> bool:
-    """Tells whether an error, or its cause, is that of a connection between ranks."""
+    """Tells whether an error, or its cause, comes from a connection between ranks."""
     text = str(error).lower()
     if error is not None and error.__cause__ is not None:  # a checkpoint's error has a cause
         return _is_of_connection(error.__cause__)

@@ -185,7 +185,7 @@ class ConversationFields(RequestPart):
 
     @property
     def thinks(self) -> bool:
-        """Tells whether the model is to think. If several fields say, the one nearest to the
+        """Tells whether the model is to think. If several fields decide it, the one nearest to the
         template counts."""
         options = self.chat_template_kwargs or {}
         asked = [options.get("enable_thinking"), options.get("open_thinking"), self.enable_thinking]

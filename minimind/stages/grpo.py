@@ -133,9 +133,8 @@ class GRPO(RolloutStage):
         return trains(self.recipe).outline(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds the policy, with adapters where the recipe asks for them, and where `beta` is not
-        0 the frozen reference. `check` must have passed: only the adapters' part of it is
-        repeated."""
+        """Builds the policy, with adapters if the recipe has them, and the frozen reference if
+        `beta` is not 0. Call `check` first: only its part about adapters is repeated here."""
         self.get_ready(context)
         if self.recipe.has_adapters:  # the frozen base is the reference
             return Lora(self.recipe).build_models(context)

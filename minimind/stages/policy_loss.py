@@ -164,7 +164,7 @@ def log_prob_head(batch: RolloutBatch, temperature: float) -> HeadFn:
 
 
 def target_states(hidden_MD: Tensor, batch: RolloutBatch, temperature: float) -> Tensor:
-    """Gives the hidden states that predict the targets, [R, D], divided by the temperature, which
-    divides their logits by it."""
+    """Gives the hidden states that predict the targets, [R, D], divided by the temperature: this
+    divides the logits by it."""
     hidden_RD = hidden_MD.index_select(0, batch.indices_R)
     return hidden_RD if temperature == 1.0 else hidden_RD / temperature

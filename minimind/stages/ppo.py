@@ -113,9 +113,9 @@ class PPO(RolloutStage):
             return ActorCritic(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds policy and critic as one module, the critic starting from the policy's weights,
-        and where `kl_coef` is not 0 the frozen reference. `check` must have passed: it is not
-        repeated."""
+        """Builds policy and critic as one module, where the critic starts from the policy's
+        weights, and the frozen reference if `kl_coef` is not 0. Call `check` first: it is not
+        repeated here."""
         self.get_ready(context)
         module = ActorCritic(context.config)
         for model in (module.policy, module.critic):

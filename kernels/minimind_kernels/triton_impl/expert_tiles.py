@@ -2,8 +2,8 @@
 
 Only the device knows how many slots an expert has. So the grid has as many row tiles as any
 distribution can need: expert e, whose slots start at o_e, owns the tiles from ⌊o_e / rows⌋ + e up
-to those of expert e + 1, which is never fewer than it fills. A program finds its expert by
-comparing offsets; one whose tile is not filled ends at once.
+to the first tile of expert e + 1. These are never fewer than it fills. A program finds its expert
+by comparing offsets; one whose tile is not filled ends at once.
 """
 
 from __future__ import annotations

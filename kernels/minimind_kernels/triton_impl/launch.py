@@ -29,8 +29,8 @@ _device: config.Device | None = None
 def launch(kernel: Any, grid: tuple[int, ...], num_warps: int, **arguments: Any) -> None:
     """Runs `kernel` over `grid`; does nothing where the grid is empty.
 
-    A parameter whose name ends in _ptr takes a tensor. What a constexpr takes is hashable, and the
-    others take integers, floats or tuples of integers.
+    A parameter whose name ends in _ptr takes a tensor. A constexpr takes a hashable value, and all
+    other parameters take integers, floats or tuples of integers.
     """
     if 0 in grid:
         return

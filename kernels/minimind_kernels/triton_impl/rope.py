@@ -90,7 +90,8 @@ def rope_backward(
     *,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gives the packed gradient of qkv and those of both weights [2H], empty without a norm."""
+    """Gives the packed gradient of qkv, and the gradients of both norm weights [2H], which are
+    empty without a norm."""
     grads = [unit_stride(g) for g in (grad_q_MNH, grad_k_MKH, grad_v_MKH)]
     num_tokens, num_heads, head_size = grad_q_MNH.shape
     num_kv_heads, half = grad_k_MKH.shape[1], head_size // 2

@@ -35,7 +35,7 @@ _CALLS, _ROUNDS = 20, 25
 
 def measure_host() -> Iterator[dict[str, Any]]:
     """Yields a row for each operation: its launches, and the CPU's µs of its forward pass, of its
-    backward pass, and of nothing but its launches, medians over rounds of calls.
+    backward pass, and of its launches alone, each a median over rounds of calls.
 
     Raises ConfigError where there is no C compiler.
     """

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(module: str = "train", about: str | None = __doc__) -> Options:
-    """Gives the options that say what is trained, for each command that trains the rows."""
+    """Gives the options about the training, for each command that trains the rows."""
     parser = Options(module, about)
     add = parser.add
     cut = f"pretrain: documents are cut there (default: {DOCUMENT_TOKENS})"

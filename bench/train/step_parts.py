@@ -98,8 +98,8 @@ class StepParts:
         self._charge()
 
     def to_dict(self, steps: int = 1) -> dict[str, Any]:
-        """Gives the fields of a row: the means of a step, for `steps` steps. Collectives are
-        counted by kind."""
+        """Gives the fields of a row: sums divided by `steps`, the number of steps taken.
+        Collectives are counted by kind."""
         return {
             "step_parts_s": {part: seconds / steps for part, seconds in self.seconds.items()},
             "collectives": {
@@ -112,9 +112,9 @@ class StepParts:
         }
 
     def _watched_collectives(self) -> Iterator[tuple[type, str, Callable[..., Any]]]:
-        """Yields owner, name and watched form of each method that starts a collective or waits for
-        one. The payload of a collective is its larger side: the gathered result, or the input of a
-        reduction."""
+        """Yields, for each method that starts a collective or waits for one, its owner, its name
+        and a replacement that measures it. The payload of a collective is its larger side: the
+        gathered result, or the input of a reduction."""
 
         def watch(kind: str | None, plain: Callable[..., Any]) -> Callable[..., Any]:
             def watched(owner: Any, *args: Any, **kwargs: Any) -> Any:

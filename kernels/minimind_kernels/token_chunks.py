@@ -177,7 +177,7 @@ class EarlyGrads(torch.autograd.Function):
     def keep(
         ctx: Any, chunks: TokenChunks, labels_M: Tensor, ignored: int, *, uniform_grad: bool
     ) -> None:
-        """Saves what the backward pass needs. The tokens whose label is not `ignored` count."""
+        """Saves tensors for the backward pass. Tokens with the label `ignored` do not count."""
         ctx.save_for_backward(labels_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
         ctx.weight_dtype, ctx.ignored = chunks.weight_dtype, ignored
         ctx.uniform_grad = uniform_grad

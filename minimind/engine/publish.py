@@ -116,7 +116,7 @@ def _keep(folder: Path, what: str) -> Path:
 
 
 def _fresh_link(link: Path, target: str) -> tuple[Path, Path]:
-    """Makes a link beside `link` that is to replace it."""
+    """Makes a new link in the folder of `link`, which is later renamed to `link`."""
     fresh = link.with_name(f".{link.name}.new")
     with contextlib.suppress(FileNotFoundError):
         fresh.unlink()

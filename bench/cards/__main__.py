@@ -87,7 +87,7 @@ def _build_row(model: str, card: str, found: Rehearsal) -> dict[str, Any]:
 
 
 def least_seconds(row: Mapping[str, Any], tokens: float) -> float:
-    """Gives the seconds in which the cards of a row can train on so many tokens at best."""
+    """Gives the least seconds in which the cards of a row can train on `tokens` tokens."""
     return tokens / row["tokens_per_step"] * row["least_step_s"]
 
 

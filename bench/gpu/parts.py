@@ -96,7 +96,7 @@ def _train(of: Iterable[str], more: str = "", name: str = "train_step-{}") -> li
 
 
 def _beside(name: str, more: str, **others: object) -> Command:
-    """Gives the pretraining of the smallest model in another way."""
+    """Gives a command that pretrains the smallest model with the further options `more`."""
     (command,) = _train([_FIRST], more, f"train_step-{{}}-{name}")
     return dataclasses.replace(command, **others)  # type: ignore[arg-type]
 

@@ -180,7 +180,8 @@ def _compare(
     times: Sequence[GenerationTime], base: Sequence[GenerationTime] | None
 ) -> dict[str, Any]:
     """Compares with the row of `transformers`: the ratio of decoding speeds, and the share of
-    sequences with the same tokens to the end (near-ties decide the others, more in bf16)."""
+    sequences with the same tokens to the end (the others part where two tokens are almost equally
+    likely, more often in bf16)."""
     ratio = _ratio("ratio_to_transformers", times, base, error="ratio_error")
     if base is None:
         return ratio | {"same_sequences": None}
@@ -200,8 +201,8 @@ def _ratio(
     of: str = "decode_tokens_per_s",
     error: str | None = None,
 ) -> dict[str, float | None]:
-    """Gives the fields of a ratio to another row's figures, taken in turns, and of its error; None
-    where that row was not measured."""
+    """Gives the fields for the ratio of a row's figures to another row's, measured in turns, and
+    for its error; None where the other row was not measured."""
     names = name, error or f"{name}_error"
     if base is None:
         return dict.fromkeys(names)

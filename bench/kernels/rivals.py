@@ -112,7 +112,7 @@ class Exact:
         return Errors(_errors(outputs, self._outputs), _errors(grads, self._grads))
 
     def differs(self, errors: Errors, direction: str = "both") -> bool:
-        """Tells whether a result errs more than an operation of this project may."""
+        """Tells whether a result has a larger error than operations of this project may have."""
         slack = ERROR_SLACK[self._case.inputs[0].dtype]
         pairs = zip(errors.of(direction), self.plain.of(direction), strict=True)
         # Written so that NaN counts as different.

@@ -159,7 +159,7 @@ def neighbours(tile: Tile | ProductTile) -> Iterator[Tile | ProductTile]:
 def descend(
     entry: Entry, device: config.Device, options: argparse.Namespace, end: float
 ) -> list[dict[str, Any]]:
-    """Measures tiles from the entry of the table on; a row for each."""
+    """Measures tiles, beginning with the table's entry; gives a row for each."""
     measured: dict[Tile | ProductTile, dict[str, Any]] = {}
 
     def take(tile: Tile | ProductTile) -> float:

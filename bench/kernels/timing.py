@@ -1,4 +1,5 @@
-"""Times kernels on a GPU: replayed graphs, cold L2, ceilings of the same session."""
+"""Times kernels on a GPU by replayed CUDA graphs with a cold L2 cache, beside the ceilings of the
+same session."""
 
 from __future__ import annotations
 

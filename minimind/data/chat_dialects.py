@@ -53,8 +53,8 @@ def read_shared(data: Mapping[str, Any]) -> Data:
 
 
 def read_list(data: Data, key: str, unread: set[str]) -> Data:
-    """Reads a conversation from a list of turns, or from a string that holds the list as JSON. It
-    may begin with any role."""
+    """Reads a conversation from a list of turns, or from a string that holds the list as JSON. The
+    conversation may begin with any role."""
     if key not in data:
         return data  # the format reports the missing key
     turns = read_turns(unpack_turns(data[key], f'"{key}"'), f'"{key}"', unread)

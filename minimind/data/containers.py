@@ -202,8 +202,8 @@ def _check_encoding(path: str, head: bytes) -> None:
 
 
 def _is_lines_of_lists(lines: list[bytes], is_cut: bool) -> bool:
-    """Tells whether each line is a complete list: an array of rows ends after one line, or goes
-    on."""
+    """Tells whether each line is a complete list. An array of rows is one list, on one line or over
+    several."""
     whole = lines[:-1] if is_cut else lines
     return len(whole) > 1 and all(line.startswith(b"[") and _parses(line) for line in whole[:2])
 

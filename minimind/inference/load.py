@@ -112,7 +112,7 @@ def load_model(
 
 def chat_notice(path: Path) -> str | None:
     """Says that the model was trained on text alone, so that it continues a question and does not
-    answer it. None where it has learnt to chat, and where its checkpoint does not tell."""
+    answer it. None where it has learnt to chat, and where its checkpoint does not show that."""
     meta_file = find_model_folder(path).parent / META_FILE
     try:
         meta = load_json(meta_file)

@@ -16,9 +16,9 @@ def keep_freed_memory() -> None:
 
     By default glibc maps each block above 32 MB anew and returns it when it is freed. A step
     allocates the same blocks as the step before, and the kernel would fill each of their pages with
-    zeros again. Resident memory then stays at its peak. Nothing changes where the C library has no
-    such options, or where the user has set them: by one of glibc's own variables, or in
-    GLIBC_TUNABLES.
+    zeros again. With this setting, resident memory stays at its peak. Nothing changes where the C
+    library has no such options, or where the user has set them: by one of glibc's own variables, or
+    in GLIBC_TUNABLES.
     """
     if any(name in os.environ for name in _SETTINGS):
         return

@@ -25,8 +25,8 @@ def expert_weight_grads(
     offsets_E1: Tensor,
     num_slots: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gives, over the slots of each expert, grad_gate_upᵀ · x [E, 2F, D] and grad_outᵀ · hidden
-    [E, D, F]. The first and the last have a row for each slot in the order of experts, the others
+    """Gives, over the slots of each expert, grad_gate_upᵀ · x [E, 2F, D] and grad_outᵀ · hidden [E,
+    D, F]. grad_gate_up and hidden have a row for each slot, sorted by expert; x and grad_out have
     one for each token."""
     num_experts, hidden, ffn = len(offsets_E1) - 1, x_MD.shape[1], hidden_PF.shape[1]
     grad_gate_up_EGD = x_MD.new_empty(num_experts, 2 * ffn, hidden)

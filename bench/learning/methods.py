@@ -90,6 +90,10 @@ METHODS = {
             name="embedding-rate-3", settings={"lr_factors": {"embed": 3}},
             what="the embedding at three times the rate",
         ),
+        Method(
+            name="embedding-rate-10", settings={"lr_factors": {"embed": 10}},
+            what="the embedding at ten times the rate",
+        ),
         Method(name="z-loss", row="z_loss", what="a z-loss of 1e-4, in plain PyTorch"),
         Method(name="short-first", short_first=True, what="rows of short documents first"),
     )

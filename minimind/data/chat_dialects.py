@@ -23,7 +23,7 @@ ASKED = ("instruction", "question", "query", "problem")
 GIVEN = ("input", "context")
 SAID = ("output", "response", "answer", "target", "solution")
 TOOL_KEYS = {
-    "tools": "what can be called; JSON or a string of it",
+    "tools": "the functions that can be called; JSON or a string of JSON",
     "functions": "the same in OpenAI's first form",
 }
 SHARED_KEYS = {
@@ -161,8 +161,8 @@ COMPLETION_KEYS = {
     **SHARED_KEYS,
 }
 ALPACA_KEYS = {
-    **dict.fromkeys(ASKED, "what the user asks"),
-    **dict.fromkeys(GIVEN, "more of it, a line below"),
+    **dict.fromkeys(ASKED, "the user's question"),
+    **dict.fromkeys(GIVEN, "more of the question, on the next line"),
     "history": "earlier questions and answers, [[question, answer], …]",
     **dict.fromkeys(SYSTEM, "the system prompt"),
 }

@@ -26,10 +26,10 @@ from minimind.data.transcripts import read_transcript
 from minimind.data.turns import Turn, read_turns
 
 _SIDES = ("chosen", "rejected")
-_SIDE_KEYS = {"chosen": "the better answer", "rejected": "the worse one"}
+_SIDE_KEYS = {"chosen": "the better answer", "rejected": "the worse answer"}
 _LISTS = ("conversations", "messages")
 _TWO = Refusal("a conversation beside the pair: keep the prompt in one place")
-_OPENAI_KEYS = {"preferred_output": "the better answer", "non_preferred_output": "the worse one"}
+_OPENAI_KEYS = {"preferred_output": "the better answer", "non_preferred_output": "the worse answer"}
 _OPENAI_INPUT = KeyTable(
     " of input", {"messages": "the prompt", "tools": SHARED_KEYS["tools"]}, dict(NO_MEDIA)
 )

@@ -76,9 +76,9 @@ _JSON = "JSON lines, a JSON array, Parquet, or plain text under a name that ends
 FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "decompress it: zstd -d FILE"),
     (b"\x04\x22\x4d\x18", "is compressed by lz4", "decompress it: lz4 -d FILE"),
-    (b"PK\x03\x04", "is a zip archive (or .xlsx, .docx, …)", f"unpack it; what is read is {_JSON}"),
-    (b"Rar!", "is a rar archive", f"unpack it; what is read is {_JSON}"),
-    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", f"unpack it; what is read is {_JSON}"),
+    (b"PK\x03\x04", "is a zip archive (or .xlsx, .docx, …)", f"unpack it; MiniMind reads {_JSON}"),
+    (b"Rar!", "is a rar archive", f"unpack it; MiniMind reads {_JSON}"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", f"unpack it; MiniMind reads {_JSON}"),
     (b"ARROW1", "is an Arrow file", 'save it as Parquet: datasets.Dataset.from_file("FILE").'
      'to_parquet("FILE.parquet")'),
     (b"\xff\xff\xff\xff", "is an Arrow stream", 'save it as Parquet: datasets.Dataset.from_file('
@@ -86,13 +86,13 @@ FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3", "is a SQLite database", "export its rows as JSON lines"),
     (b"%PDF", "is a PDF", "extract its text: pdftotext FILE FILE.txt"),
     (b"\x89HDF", "is an HDF5 file", "export its rows as JSON lines"),
-    (b"\x93NUMPY", "is a NumPy array", "what is read is text; tokens are made from it"),
+    (b"\x93NUMPY", "is a NumPy array", "give the text: MiniMind makes the tokens itself"),
     (b"Obj\x01", "is an Avro file", "export its rows as JSON lines or Parquet"),
     (b"ORC", "is an ORC file", "export its rows as JSON lines or Parquet"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the data", "fetch it: git lfs pull"),
     (b"<!DOCTYPE html", "is a web page", "download the file itself"),
     (b"<html", "is a web page", "download the file itself"),
-    (b"---\n", "is YAML", f"what is read is {_JSON}"),
+    (b"---\n", "is YAML", f"MiniMind reads {_JSON}"),
 )  # fmt: skip
 _WORDS = (b"Rar!", b"ORC", b"<!DOCTYPE html", b"<html", b"---\n")
 """Byte patterns that may also begin a plain text."""
@@ -164,7 +164,7 @@ def find_container(path: str, head: bytes) -> Container:
         what = FOREIGN_BY_NAME.get(suffix)
         begins = lines[0][:40].decode("utf-8", "replace") if lines else ""
         said = f"is {what}" if what else f"is no JSON: it begins with {begins!r}"
-        todo = f"what is read is {_JSON}"
+        todo = f"MiniMind reads {_JSON}"
         if what in (FOREIGN_BY_NAME[".csv"], FOREIGN_BY_NAME[".tsv"]):
             separator = ", sep='\\t'" if suffix == ".tsv" else ""
             todo = f"save it as JSON lines or Parquet: pandas.read_csv('FILE'{separator}).to_json("
@@ -190,7 +190,7 @@ def _check_encoding(path: str, head: bytes) -> None:
     found = find_encoding(head, is_cut=len(head) == HEAD_BYTES)
     if found is None:
         if b"\0" in head[:1024]:
-            _refuse(path, "is binary", f"what is read is {_JSON}")
+            _refuse(path, "is binary", f"MiniMind reads {_JSON}")
         return
     by = "" if found.name.startswith("UTF") else " by its bytes"
     what = f"is {found.name}{by}, and only UTF-8 is read"

@@ -39,7 +39,7 @@ _BESIDE = Refusal('text beside the content would not be learned from: write it i
                   applies=lambda value, rest: is_prose(value))  # fmt: skip
 _REASON = Refusal('if it is the assistant\'s reasoning, call it "reasoning_content", else leave it '
                   "out", applies=lambda value, rest: is_prose(value))  # fmt: skip
-_ARGS = Refusal('write the arguments of the call as "arguments"')
+_ARGS = Refusal('write what the function is called with as "arguments"')
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 LEARNING_WORDS = (

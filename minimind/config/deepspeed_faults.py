@@ -14,12 +14,12 @@ from minimind.config.deepspeed_optimizers import is_muon, offloads_optimizer
 from minimind.errors import ConfigError
 
 _OPTIMIZERS: dict[str, tuple[int, str]] = {
-    "lbfgs": (0, "it needs the loss several times within a step"),
+    "lbfgs": (0, "it asks for the loss anew within a step"),
     "sparseadam": (0, "the gradients here are dense"),
     "adafactor": (1, "ZeRO flattens the matrices whose rows it needs"),
     "adagrad": (
         1,
-        "DeepSpeed creates it again there, without its groups' weight decay and learning rates",
+        "DeepSpeed makes it anew there, without the weight decay and the rates of its groups",
     ),
 }
 """By an optimizer's lower-case name: the first ZeRO stage at which it trains wrongly, and why."""

@@ -208,7 +208,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """Gives the commit of this checkout, with "-dirty" where tracked files differ from it. Without
-    git, gives what GIT_COMMIT says: where files alone were copied to a machine."""
+    git, as on a machine to which only files were copied, gives the value of GIT_COMMIT."""
     git = ("git", "--no-optional-locks", "-C", str(ROOT))
     commit = _run(*git, "rev-parse", "HEAD")
     changed = _run(*git, "status", "--porcelain", "--untracked-files=no")

@@ -1,4 +1,4 @@
-"""Measures the most that the machine does now: a copy and a matrix product."""
+"""Measures the machine's present ceilings: the speed of a copy and of a matrix product."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PRODUCT_SIZE = {"cpu": 1024, "gpu": 8192}
 
 
 def measure_ceilings(device: Device) -> dict[str, Any]:
-    """Gives bytes/s of a copy (read + written) and FLOP/s of a square product, each the quickest of
-    a few rounds: in bf16 where the device is quicker in it, on as many threads as PyTorch has now.
-    """
+    """Gives the bytes/s of a copy (read + written) and the FLOP/s of a square matrix product, each
+    the quickest of a few rounds. The product is in bf16 where that is quicker on the device, else
+    in fp32. PyTorch's number of threads stays as it is."""
     dtype = torch.bfloat16 if device.supports_bf16 else torch.float32
     num_bytes = _COPY_BYTES[device.kind]
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device.torch_device)
@@ -34,7 +34,7 @@ def measure_ceilings(device: Device) -> dict[str, Any]:
 
 
 def probe_product(device: Device) -> float:
-    """Gives FLOP/s of a matrix product now, the median of a few rounds. It drops when other
+    """Gives the present FLOP/s of a matrix product, the median of a few rounds. It drops when other
     programs run or the clock is lowered, and so does a benchmark measured at the same time."""
     dtype = torch.bfloat16 if device.kind == "gpu" else torch.float32
     return 2 * _PRODUCT_SIZE[device.kind] ** 3 / _measure_product(dtype, device).median

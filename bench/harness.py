@@ -38,9 +38,9 @@ ROW_FIELDS = (
     "dispatched_operators", "cuda_launches", "sync_operators",
 )  # fmt: skip
 """`useful_tokens_per_s` is a median over steps and counts the tokens of all ranks without padding.
-`mfu` takes 6N + 12·L·D·T FLOP a token, `mfu_causal` counts attention by what each token of a
-document sees. `step_parts_s` is made by bench/train/step_parts.py. Bytes are those of the rank that
-has most; where there are several ranks, a list has those of each."""
+`mfu` assumes 6N + 12·L·D·T FLOP per token; `mfu_causal` counts attention only over the tokens that
+each token of a document sees. `step_parts_s` is made by bench/train/step_parts.py. Fields of bytes
+hold the largest value of any rank; with several ranks, a list holds the value of each."""
 _PACKAGES = (
     *("torch", "triton", "deepspeed", "tokenizers"),
     *("liger-kernel", "quack-kernels", "cut-cross-entropy", "nvidia-cutlass-dsl"),
@@ -55,8 +55,8 @@ Columns = Mapping[str, Callable[[Row], str]]
 
 
 def describe_machine(device: Device) -> dict[str, Any]:
-    """Describes the machine, the software on it and how busy it is now: a number is nothing without
-    them."""
+    """Describes the machine, its software and its present load, which a figure needs to mean
+    anything."""
     return {
         "device": device.name,
         "kind": device.kind,
@@ -129,7 +129,7 @@ def write_results(
 
 
 def _without_folder(value: Any) -> Any:
-    """Gives the last part of an absolute path: the folder says nothing on another machine."""
+    """Gives the last part of an absolute path: its folder means nothing on another machine."""
     is_path = isinstance(value, str | Path) and os.path.isabs(value)
     return Path(value).name if is_path else value
 
@@ -201,7 +201,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """Gives the commit of this checkout, with "-dirty" where tracked files differ from it. Without
-    git, gives what GIT_COMMIT says: where files alone were copied to a machine."""
+    git, as on a machine to which only files were copied, gives the value of GIT_COMMIT."""
     git = ("git", "--no-optional-locks", "-C", str(ROOT))
     commit = _run(*git, "rev-parse", "HEAD")
     changed = _run(*git, "status", "--porcelain", "--untracked-files=no")

@@ -24,7 +24,7 @@ def run_logged(
     command: Sequence[str], log: Path, environment: Mapping[str, str], limit_s: float | None = None
 ) -> int:
     """Runs a command to its end with the output in `log`; gives its exit status. Raises
-    subprocess.TimeoutExpired after `limit_s`. What ends this function early ends the command, too.
+    subprocess.TimeoutExpired after `limit_s`. If the function ends early, it ends the command, too.
     """
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -37,8 +37,8 @@ def run_logged(
 
 
 def kill_with_children(process: subprocess.Popen[Any]) -> None:
-    """Ends at once what still runs of a process, with the ranks that a launcher started in a
-    session of their own: they would stay behind, at work on the GPU."""
+    """Kills a process and all its children at once, also ranks that a launcher started in their own
+    session: they would otherwise go on working on the GPU."""
     if process.poll() is None:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()

@@ -16,7 +16,8 @@ logger = logging.getLogger("bench")
 
 
 class Options(argparse.ArgumentParser):
-    """A benchmark's command line: what its module's docstring says, --json, and its options."""
+    """Parses a benchmark's command line: --json and the benchmark's own options; the module's
+    docstring is the text of --help."""
 
     def __init__(self, module: str, about: str | None, *, must_write: bool = True) -> None:
         super().__init__(
@@ -30,7 +31,7 @@ class Options(argparse.ArgumentParser):
         )
 
     def add(self, name: str, default: Any, text: str, **more: Any) -> None:
-        """Adds --name, whose default stands in the help where there is one."""
+        """Adds the option --name; its help shows the default, if there is one."""
         said = " ".join(default) if isinstance(default, list) else default
         shown = (
             "" if default is None or default is False or default == [] else f" (default: {said})"
@@ -73,7 +74,7 @@ def parse_numbers(text: str, flag: str) -> list[int]:
 
 
 class MeasurementError(Exception):
-    """Says that the measured thing broke."""
+    """Reports that the measured program broke."""
 
 
 def run_program(
@@ -81,8 +82,9 @@ def run_program(
     program: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None,
 ) -> int:
-    """Gives the program's exit status, 0 for None: 1 where the measured thing breaks, 2 for errors
-    that the user can correct, such as a results file that cannot be written, 130 for Ctrl-C."""
+    """Runs the program and gives its exit status, 0 where it returns None: 1 where the measured
+    program breaks, 2 for errors that the user can correct, such as a results file that cannot be
+    written, 130 for Ctrl-C."""
     set_up_logging(0)
     options = parser.parse_args(argv)
     try:

@@ -96,7 +96,7 @@ def _start(name: str, serve: Callable[[Any], object], spec: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ.pop("MASTER_PORT", None)  # a run of its own, beside the other rows' and the parent's
+    os.environ.pop("MASTER_PORT", None)  # each row's run has a port of its own
     limit_threads(1)
     global _served
     _served = serve(spec)
@@ -108,12 +108,12 @@ def _answer(name: str, method: str, arguments: Sequence[Any]) -> Any:
     except MiniMindError:
         raise
     except Exception:
-        # As text: not every error can be sent to another process.
+        # The error is sent as text, since not every error can be pickled.
         raise WorkerError(f"{name}: {traceback.format_exc()}") from None
 
 
 def reset_peak_resident(process: int | None = None) -> None:
-    """Makes Linux forget the peak so far (proc(5), clear_refs) of a process, by default this one.
+    """Resets Linux's record of the peak (proc(5), clear_refs) of a process, by default this one.
     Where Linux refuses, the peak stays that since the start."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")

@@ -25,5 +25,5 @@ class TrainingError(Exception):
 
 
 class LostRankError(TrainingError):
-    """Reports that a rank of the run has died, failed, hangs or cannot be reached. It was logged
-    where it was found."""
+    """Reports that a rank of the run has died, failed, hangs or cannot be reached. The rank that
+    noticed it has logged it."""

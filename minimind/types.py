@@ -106,7 +106,8 @@ class Batch:
     is_token_BT: Tensor
     """bool, False in the padding."""
     max_len: int
-    """The tokens of the longest document, padding counted as one, or an upper bound of it."""
+    """The number of tokens of the longest document (padding counts as a document), or an upper
+    bound of that number."""
     num_tokens: int
     """The number of tokens, padding not counted."""
     num_targets: int
@@ -114,8 +115,8 @@ class Batch:
 
     @property
     def count(self) -> int:
-        """Gives the number of things (here: targets) that a stage's loss sums over and the engine
-        divides by."""
+        """Gives the number that the engine divides the summed loss by: here the targets, in
+        subclasses pairs or answers."""
         return self.num_targets
 
     def to(self, device: torch.device) -> Self:
@@ -184,9 +185,9 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSum:
-    """Holds a loss that is summed, not averaged, over `batch.count` things. The engine divides
-    once, by the count of the whole optimizer step over all ranks and micro-batches: a mean of means
-    would give short batches too much weight."""
+    """Holds a loss that is summed, not averaged, over the `batch.count` targets, pairs or answers.
+    The engine divides once, by the count of the whole optimizer step over all ranks and
+    micro-batches: a mean of means would give short batches too much weight."""
 
     total: Tensor
     """fp32 scalar with gradient: the sum."""

@@ -1,7 +1,7 @@
-"""Rehearses a pretraining step of each preset on cards that people have: `python -m bench.cards`.
+"""Rehearses a pretraining step of each preset on common cards: `python -m bench.cards`.
 
-Nothing is computed and no card is needed: memory is counted tensor by tensor, and the time is the
-least that the cards' data sheets allow (`minimind train --dry_run --on h100:8` shows one of them
+Nothing is computed and no card is needed: memory is counted tensor by tensor, and the time is a
+lower bound from the cards' data sheets (`minimind train --dry_run --on h100:8` shows one of them
 with its parts). The results file is the same on every machine, so it lies beside those of devices,
 in bench/results/rehearsed.
 
@@ -87,7 +87,7 @@ def _build_row(model: str, card: str, found: Rehearsal) -> dict[str, Any]:
 
 
 def least_seconds(row: Mapping[str, Any], tokens: float) -> float:
-    """Gives the seconds in which the cards of a row can train on so many tokens at best."""
+    """Gives the least seconds in which the cards of a row can train on `tokens` tokens."""
     return tokens / row["tokens_per_step"] * row["least_step_s"]
 
 

@@ -1,9 +1,9 @@
 """Measures the way from text to batches: `python -m bench.data --json FILE`.
 
 Each format has three rows: `tokenise` a file into the token cache, `pack` its documents into rows,
-`load` the rows as a training run reads them. Each row has a process of its own and works on two
-files, one four times as large as the other: the growth of its memory tells whether a file must fit
-in memory.
+`load` the rows as a training run reads them. Each row has its own process and works on two files,
+one four times as large as the other: the growth of its memory shows whether a file must fit in
+memory.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage or data, 130 interrupted.
 """
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     rounds=options.rounds,
                 )
                 rows.append(_measure_row(spec, *files))
-            # As they come: what breaks a later format leaves these.
+            # Written after each format: if a later one breaks, these rows stay.
             harness.write_results(options.json, "data", machine, vars(options), rows)
     return rows
 

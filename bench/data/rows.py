@@ -23,7 +23,8 @@ FORMATS = {stage.data_format.name: stage for stage in reversed(STAGES.values())}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
-    """Says what a row of the results measures: the part of the work, the format and its files."""
+    """Describes a row of the results: the part of the work that it measures, the format and its
+    files."""
 
     row: str
     format: str
@@ -47,8 +48,8 @@ class DataRow:
         self._format = FORMATS[spec.format].data_format
 
     def measure(self, path: Path) -> dict[str, Any]:
-        """Works over the whole file once uncounted, then in timed rounds. Gives the seconds of each
-        round, the CPU seconds of all threads in it, and the peak of resident memory."""
+        """Works over the whole file, first untimed and then in timed rounds. Gives the seconds of
+        each round, the CPU seconds of all threads in it, and the peak of resident memory."""
         once = self.prepare(path)
         once()
         reset_peak_resident()
@@ -67,7 +68,7 @@ class DataRow:
         }
 
     def prepare(self, path: Path) -> Callable[[], dict[str, Any]]:
-        """Gives a function that does the row's work over the file once and counts what it made."""
+        """Gives a function that does the row's work over the file once and counts its results."""
         work = {"tokenise": self._tokenise, "pack": self._pack, "load": self._load}
         return work[self._spec.row](path)
 

@@ -2,9 +2,9 @@
 
 Both commits are measured in pairs of runs on this machine. The two runs of a pair take turns, round
 by round, in random order; before each turn a probe measures the speed of the machine. Pairs are
-added until three standard errors of the median ratio are within 5%, or the time is up. Counts are
-taken once. The part `scaling` trains on 1, 2, 4 and 8 GPUs, as many as are here, on a CPU with one
-and two ranks; each number of ranks is a row of its own. The report is Markdown.
+added until three standard errors of the median ratio are within 5%, or the time is up. Exact counts
+are taken from one run. The part `scaling` trains on 1, 2, 4 and 8 GPUs, as many as are here, on a
+CPU with one and two ranks; each number of ranks is a row of its own. The report is Markdown.
 
 Without --parts, the parts that a changed file affects are measured. Where no file differs, all are:
 `bench.gate HEAD HEAD` finds the noise of the machine.
@@ -55,7 +55,7 @@ from minimind.runtime.devices import Device, find_device, limit_threads
 logger = logging.getLogger("bench.gate")
 
 WORKING_TREE = "."
-"""Stands for the working tree's files, committed or not."""
+"""The name for the working tree's files, committed or not."""
 _TRAINING = (
     "kernels/", "minimind/config/", "minimind/data/", "minimind/engine/", "minimind/model/",
     "minimind/run/", "minimind/runtime/", "minimind/stages/", "minimind/types.py",
@@ -74,8 +74,8 @@ class Part:
     quick: str = ""
     """The flags of small batches."""
     counted_on: tuple[str, ...] = ()
-    """The kinds of device on which the part takes no times, so that one run of each commit
-    suffices."""
+    """The kinds of device on which the part only counts and measures no times, so that one run of
+    each commit is enough."""
 
 
 PARTS = {
@@ -84,13 +84,13 @@ PARTS = {
         (*_TRAINING, "minimind/rehearsal/", "bench/train/step_counts"),
         counted_on=("cpu", "gpu"),
     ),
-    # Of few steps, those that meet a shape for the first time would be the median.
+    # With fewer steps, those that meet a shape for the first time could be the median.
     "train": Part(
         "bench.train --model {model} --rows plain_loop,engine --accumulation 2 --steps 40",
         (*_TRAINING, "bench/train/", "bench/workers"),
         quick="--micro_batch 4",
     ),
-    # As a run does: the same rows a step, however many ranks share them.
+    # As in a run: the same rows per step, whatever the number of ranks.
     "scaling": Part(
         "bench.scaling --model {model} --num_gpus {counts} --modes strong --steps 20",
         (*_TRAINING, "bench/scaling/", "bench/processes", "bench/train/"),
@@ -106,7 +106,8 @@ PARTS = {
 
 
 class BrokenHeadError(MeasurementError):
-    """Says that a benchmark fails at the head; the message ends with its output."""
+    """Reports that a benchmark fails at the head commit; the message ends with the benchmark's
+    output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,7 +192,7 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
 
 def affected_parts(files: Sequence[str]) -> list[str]:
     """Lists the parts that a changed file can slow down. Where no file has changed, all parts are
-    listed: the question is then how much the same code differs from itself."""
+    listed, to measure how much the same code differs from itself."""
     if not files:
         return list(PARTS)
     return [p for p, part in PARTS.items() if any(f.startswith(part.affected_by) for f in files)]
@@ -251,7 +252,7 @@ def _measure_pair(
             side: Program(
                 [sys.executable, "-m", *command, "--json", str(results[side])],
                 folder := folders[side],
-                # Nothing of this checkout: what a commit lacks must not be found here.
+                # No path of this checkout: a module that the commit lacks must not be found here.
                 os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"},
             )
             for side in random.sample(list(folders), 2)

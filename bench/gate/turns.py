@@ -97,13 +97,13 @@ def _started(program: Program) -> Iterator[_Player]:
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
-        # Its own alone are left, so that its end is the pipe's.
+        # Only the program holds these ends now, so the pipe ends when the program does.
         os.close(passing)
         os.close(going)
         try:
             yield _Player(process, errors, passed, go)
         finally:
-            # Before its pipes are closed, which it would take for its turn.
+            # Killed before its pipes are closed: the program would take a closed pipe for its turn.
             kill_with_children(process)
             os.close(go)
             os.close(passed)

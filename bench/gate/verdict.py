@@ -102,14 +102,14 @@ def _ratio(key: str, pairs: Sequence[Pair]) -> tuple[float | None, float | None,
     if not ratios:
         return None, None, ()
     found = harness.paired_ratio(ratios, [1.0] * len(ratios))
-    # One pair has no spread: nothing is known of its error.
+    # One pair has no spread, so the error is unknown.
     error = found["standard_error"] if len(ratios) > 1 else math.inf
     return found["median"], error, ratios
 
 
 def _least_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """Gives each count at its least over all runs: extra counts that come and go are not the
-    code's."""
+    """Gives the least of each count over all runs: a count that is higher in some runs only is not
+    due to the code."""
     counts: dict[str, int] = {}
     for row in rows:
         found = {name: int(row[name]) for name in COUNTS if row.get(name) is not None}
@@ -138,7 +138,8 @@ def _growth(head: Row, base: Row) -> float | None:
 
 
 def _peaks(row: Row) -> list[int | None]:
-    """Gives the peak of each rank where it was measured, else the measured or rehearsed peak."""
+    """Gives the peak of each rank if these were measured, else the single measured or rehearsed
+    peak."""
     if per_rank := row.get("peak_bytes_per_rank"):
         return list(per_rank)
     return [row.get("peak_bytes") or row.get("rehearsed_peak_bytes")]

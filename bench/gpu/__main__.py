@@ -1,8 +1,9 @@
-"""Runs everything that wants a GPU, in parts that end within minutes: `python -m bench.gpu`.
+"""Runs all tests and benchmarks that need a GPU, in parts that end within minutes: `python -m
+bench.gpu`.
 
 Each part is a few commands (bench/gpu/parts.py), and each command writes its own results file: a
 part that is cut off loses only the command under way, and the next part runs. `--archive` puts all
-results of the call in one file, which is whole after every command. `--small` runs the same
+results of the call in one file, which is rewritten after every command. `--small` runs the same
 commands at sizes for a CPU. Exit status: 0 where every command ended well or was left out for want
 of a package or a program, 1 where one did not, 130 where the call was interrupted.
 """
@@ -34,7 +35,8 @@ _INTERRUPTED = "interrupted"
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     last = time.monotonic() + options.limit_s
-    # Whoever ends this process means the command that runs, too, and wants what there is.
+    # A signal to this process also ends the command that is running, and the results so far are
+    # kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     machine = describe_machine(find_device())
     folder = options.output or results_folder(machine)
@@ -109,7 +111,7 @@ def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def run_command(command: Command, folder: Path, limit_s: float) -> dict[str, object]:
-    """Runs a command, with its output in a log beside its results, and prints the end of it."""
+    """Runs a command with its output in a log beside its results, and prints the log's end."""
     start = time.monotonic()
     print(f"--- {command.name}: {' '.join((*command.under, *command.arguments))}", flush=True)
     if command.missing:

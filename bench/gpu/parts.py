@@ -29,7 +29,8 @@ _SMALL = {
     "bench.scaling": "--model tiny --num_gpus 1,2 --threads 1 --seq_len 64 --micro_batch 2 "
     "--steps 1",
 }
-"""The arguments that `--small` adds to a program; of an option given twice the last counts."""
+"""The arguments that `--small` adds to a program. Where an option is given twice, the last one
+counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def _train(of: Iterable[str], more: str = "", name: str = "train_step-{}") -> li
 
 
 def _beside(name: str, more: str, **others: object) -> Command:
-    """Gives the pretraining of the smallest model in another way."""
+    """Gives a command that pretrains the smallest model with the further options `more`."""
     (command,) = _train([_FIRST], more, f"train_step-{{}}-{name}")
     return dataclasses.replace(command, **others)  # type: ignore[arg-type]
 
@@ -105,7 +106,7 @@ def _plain(name: str, arguments: str, *needs: str, is_small: bool = True) -> Com
 
 
 def _tests() -> list[Command]:
-    """Gives a command for the tests that want a GPU, by their folders: test files in other folders
+    """Gives a command for the tests that need a GPU, by their folders: test files in other folders
     may import packages that a machine without a network lacks, and then no test would run. Eight
     processes share the GPU; most of the first test of a kernel is its compilation."""
     found = Path("tests").rglob("*.py")
@@ -116,9 +117,9 @@ def _tests() -> list[Command]:
 
 
 def _sanitizer() -> list[Command]:
-    """Lists runs of every kernel at small odd sizes: one by itself, which compiles the kernels,
-    then watched ones for accesses out of bounds, races in shared memory and reads of memory that
-    nobody wrote."""
+    """Lists runs of every kernel at small odd sizes: a plain run, which compiles the kernels, then
+    runs under compute-sanitizer for accesses out of bounds, races in shared memory and reads of
+    uninitialised memory."""
     once = Command("small_kernels", ("bench.kernels.small",), writes_json=False)
     limits_s = {"memcheck": 150.0, "racecheck": 120.0, "initcheck": 90.0}
     return [once] + [
@@ -132,7 +133,7 @@ def _sanitizer() -> list[Command]:
 
 
 def _curve(method: str) -> list[Command]:
-    """Gives the curve of one method, for which --data is worth giving."""
+    """Gives the command for the learning curve of one method; --data is handed on to it."""
     takes = ("data", "tokenizer", "val_data", "tokens")
     arguments = f"bench.learning --methods {method}"
     return [Command(f"learning-{method}", tuple(arguments.split()), takes=takes)]

@@ -1,10 +1,10 @@
 """Writes the code, the outputs and the pictures of the guide in docs/guide anew:
 `python -m bench.guide`.
 
-Code comes from the source by name, and every example is run, once for both languages; what it
-prints is written only where it is not what the page says, up to rounding. With names, only those
-examples are run, and only their pictures are drawn; `none` runs no example, and draws the pictures
-that need none. Tests check that pages and code agree.
+Code comes from the source by name, and every example is run, once for both languages; its output is
+written only where it differs from the page's by more than rounding. With names, only those examples
+are run, and only their pictures are drawn; `none` runs no example, and draws the pictures that need
+none. Tests check that pages and code agree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = {page: page.read_text(encoding="utf-8") for page in pages()}
     for page, text in texts.items():
         try:
-            fill_page(text, {})  # before examples run for minutes
+            fill_page(text, {})  # checked before the examples run for minutes
         except (MissingSourceError, FileNotFoundError) as error:
             parser.error(f"{page.relative_to(ROOT)}: {error}")
     outputs = _run(wanted)

@@ -27,8 +27,8 @@ def example_code(name: str) -> str:
 
 def run_example(name: str) -> tuple[str, dict[str, Any]]:
     """Runs docs/guide/examples/NAME.py in this process, and gives what it prints and its variables.
-    It has one thread: more add in another order, and training carries that on. An error in it is
-    raised."""
+    It runs on one thread: several threads add in another order, and training amplifies the
+    difference. An error in the example is raised."""
     printed, threads = io.StringIO(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -29,8 +29,8 @@ def pages() -> list[Path]:
 
 
 def fill_page(text: str, outputs: Mapping[str, str]) -> str:
-    """Gives the page with its blocks made anew. An example whose output is not given keeps the one
-    in the page. Raises MissingSourceError and FileNotFoundError for names that are not there."""
+    """Gives the page with its blocks filled again. An example without a new output keeps the one in
+    the page. Raises MissingSourceError and FileNotFoundError for names that are not there."""
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]

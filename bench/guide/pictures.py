@@ -51,7 +51,8 @@ def draw_data() -> Path:
 
 
 def draw_model() -> Path:
-    """Shows the product of a query with an equal key by their distance: the mean of the cosines."""
+    """Draws the product of a query with an equal key over their distance: it is the mean of the
+    cosines."""
     distances = np.unique(np.geomspace(1, 4096, 240).astype(int))
     curves = {}
     for theta in (1e4, 1e6):

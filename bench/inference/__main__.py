@@ -5,7 +5,7 @@ All rows load the same random weights from one Hugging Face folder, in the same 
 the same prompts greedily to the same length. A round is one batch through each row, in random
 order. Then the server answers clients on the same machine.
 
-The row "held" is our engine with every sequence held to a JSON schema by a mask. The row
+The row "held" is our engine with every sequence constrained to a JSON schema by a mask. The row
 "llama.cpp" needs llama-cpp-python and is measured where --rows names it.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage or configuration, 130 interrupted.
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace) -> None:
             prompt_tokens=options.prompt,
             new_tokens=options.new,
         )
-        # Written after each batch: a run that is cut off loses only what was under way.
+        # Written after each batch size: a run that is cut off loses only the measurement under way.
         for batch in batches:
             specs = [build_spec(name=name, batch=batch) for name in names]
             rows += _measure_batch(specs, options, config)
@@ -156,7 +156,7 @@ def _measure_batch(
             row |= _ratio("ratio_to_llama_cpp", own, llama_cpp)
             row |= _ratio("first_token_to_llama_cpp", own, llama_cpp, of="first_token_s")
         if spec.name == "held":
-            # No share of like sequences, but the price of the mask.
+            # The share of equal sequences means nothing here; the cost of the mask does.
             row["same_sequences"] = None
             row |= _ratio("ratio_to_free", own, of_name.get("minimind"))
         rows.append(row)
@@ -180,7 +180,8 @@ def _compare(
     times: Sequence[GenerationTime], base: Sequence[GenerationTime] | None
 ) -> dict[str, Any]:
     """Compares with the row of `transformers`: the ratio of decoding speeds, and the share of
-    sequences with the same tokens to the end (near-ties decide the others, more in bf16)."""
+    sequences with the same tokens to the end (the others part where two tokens are almost equally
+    likely, more often in bf16)."""
     ratio = _ratio("ratio_to_transformers", times, base, error="ratio_error")
     if base is None:
         return ratio | {"same_sequences": None}
@@ -200,8 +201,8 @@ def _ratio(
     of: str = "decode_tokens_per_s",
     error: str | None = None,
 ) -> dict[str, float | None]:
-    """Gives the fields of a ratio to another row's figures, taken in turns, and of its error; None
-    where that row was not measured."""
+    """Gives the fields for the ratio of a row's figures to another row's, measured in turns, and
+    for its error; None where the other row was not measured."""
     names = name, error or f"{name}_error"
     if base is None:
         return dict.fromkeys(names)

@@ -25,7 +25,7 @@ NAME = "llama.cpp"
 _FILE = "model.gguf"
 _QUANTIZATIONS = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _CELLS = 256
-"""llama.cpp gives a sequence a multiple of so many tokens of its cache."""
+"""llama.cpp allocates the cache of a sequence in multiples of so many tokens."""
 
 
 def prepare(folder: Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -39,8 +39,8 @@ def prepare(folder: Path, dtype: torch.dtype, device: torch.device) -> None:
 
 
 class LlamaCppRow:
-    """Decodes greedily, one token of every sequence a step, with the defaults of llama.cpp: its
-    cache is fp16."""
+    """Decodes greedily, one token of every sequence per step, with llama.cpp's defaults, such as an
+    fp16 cache."""
 
     def __init__(self, spec: InferenceSpec) -> None:
         self._lib: Any = importlib.import_module("llama_cpp")
@@ -98,7 +98,8 @@ class LlamaCppRow:
 
 
 def _silence(lib: Any) -> Callable[..., None]:
-    """Keeps llama.cpp from writing its log; the result has to be kept as long as it runs."""
+    """Keeps llama.cpp from writing its log. The caller must keep a reference to the result as long
+    as llama.cpp runs."""
 
     @lib.llama_log_callback
     def ignore(level: int, text: bytes, user_data: Any) -> None:

@@ -61,7 +61,8 @@ class GenerationTime:
     first_token_s: float
     """The mean over the prompts, which all came at once."""
     decode_tokens_per_s: float
-    """The speed from the moment when every prompt has its first token until one has its last."""
+    """The speed between the moment when every prompt has its first token and the moment when one
+    prompt has its last."""
     ids: list[list[int]]
 
 
@@ -155,7 +156,7 @@ class ServedRow:
         return {"threads": torch.get_num_threads()}
 
     def start_timing(self) -> None:
-        """Ends the warm-up: garbage is collected, and its peaks are forgotten."""
+        """Ends the warm-up: collects garbage, and resets the peaks of memory."""
         gc.collect()
         reset_peak_resident()
         self._memory = PeakMemory(self._spec.device)
@@ -175,10 +176,10 @@ class ServedRow:
         )
 
     def measure(self, prompts: Prompts) -> dict[str, Any]:
-        """Gives the peaks of memory; that of tensors comes from a generation of its own, since
+        """Gives the peaks of memory. The tensors' peak is measured in a separate generation, since
         measuring it costs time."""
         resident = peak_resident()
-        if self._spec.name == llama_cpp_row.NAME:  # whose tensors PyTorch does not know
+        if self._spec.name == llama_cpp_row.NAME:  # PyTorch does not count llama.cpp's tensors
             return {"peak_bytes": None, "peak_resident_bytes": resident}
         with self._memory.measured():
             self._row.generate(prompts)

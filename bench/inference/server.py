@@ -117,7 +117,7 @@ async def _call(client: httpx.AsyncClient, prompt: Sequence[int], new_tokens: in
         "prompt": list(prompt),
         "max_tokens": new_tokens,
         "temperature": 0,
-        # A random model's tokens may have no text; with this each makes an event all the same.
+        # A random model's tokens may have no text; with this field each token still makes an event.
         "logprobs": 0,
         "stream": True,
         "stream_options": {"include_usage": True},

@@ -1,4 +1,4 @@
-"""Measures how far each operation is from the bound of memory or products, and from other
+"""Measures each operation beside the lower bound that memory or products set, and beside other
 projects' kernels."""
 
 H200_BYTES_PER_S, H200_FLOPS_PER_S = 4.3e12, 780e12

@@ -1,12 +1,13 @@
-"""Kernels beside their floors: `python -m bench.kernels --json FILE`.
+"""Measures kernels beside their floors, the lower bounds of their time: `python -m bench.kernels
+--json FILE`.
 
 On a GPU each operation is timed at the sizes of the presets, beside eager PyTorch, torch.compile
 and the functions of other libraries that are installed (`pip install 'minimind[rivals]'`). Each
-result is compared with the exact one first: `error` is the largest of any tensor, relative to the
-whole of it; `of eager's` is its ratio to that of eager PyTorch in the same dtype; DIFFERS marks
-what errs more than an operation of this project may. Without a GPU, what can be counted is: our
-launches, the operators that would make the host wait, the bytes an operation must move; and times
-read "not measured".
+result is compared with the exact one first: `error` is the largest error of any tensor, relative to
+that tensor's norm; `of eager's` is its ratio to the error of eager PyTorch in the same dtype;
+DIFFERS marks an error that is larger than operations of this project may have. Without a GPU it
+counts our launches, the operators that would make the host wait, and the bytes that an operation
+must move; times read "not measured".
 
 `--compile-report` compiles every kernel for GPUs that are not here, checks registers and shared
 memory, and compares what its loops wait for with bench/kernels/compiled.csv.
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     skipped = skipped_rivals() if on_gpu else {}
     for library, reason in skipped.items():
         logger.warning("%s is skipped: %s", library, reason)
-    # Written as they come: what ends this process loses only what was under way.
+    # Written row by row: if the process is ended, only the measurement under way is lost.
     for row in measure(options, machine["ceilings"]) if on_gpu else count(options):
         rows.append(row)
         if options.json:
@@ -109,7 +110,7 @@ def report_compilation(options: argparse.Namespace) -> int:
 
 def report_host(options: argparse.Namespace) -> int:
     """Measures and prints what each operation costs the host."""
-    # Before anything looks for a GPU: only the first driver of a process is used.
+    # Called before any code looks for a GPU: a process uses only its first driver.
     rows = list(host.measure_host())
     if options.json:
         machine = harness.describe_machine(find_device())

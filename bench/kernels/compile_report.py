@@ -1,11 +1,13 @@
-"""Compiles every kernel for real GPUs on a machine without one, and reads what it would use.
+"""Compiles every kernel for real GPUs on a machine without one, and reads the registers and the
+memory that it would use.
 
     python -m bench.kernels --compile-report [--quick] [--targets sm_90] [--ops swiglu]
                             [--update-budget]
 
 Every operation runs forward and backward on tensors without storage; each launch is compiled for
-the target instead of being run. So what is compiled is what training would launch. Compiled are the
-sizes of the presets, and in 16 bits those of other models, for the GPUs of `TARGETS`.
+the target instead of being run. So what is compiled is what training would launch. It compiles for
+the GPUs of `TARGETS`, at the sizes of the presets, and in 16 bits also at the sizes of other
+models.
 """
 
 from __future__ import annotations
@@ -75,14 +77,14 @@ class Usage:
 def build_report(
     targets: Sequence[str] | None = None, ops: Sequence[str] | None = None, *, quick: bool
 ) -> list[Usage]:
-    """Compiles all kernels, or those of `ops`, × dtypes × sizes × targets; `quick` takes bf16, two
-    presets and, unless others are given, the targets with a budget of registers alone, and reads
-    the instructions of two of them."""
+    """Compiles all kernels, or those of `ops`, × dtypes × sizes × targets. With `quick` it compiles
+    only bf16, two presets and, unless targets are given, the targets with a budget of registers; it
+    reads the instructions of two of these."""
     usages: dict[Any, Usage] = {}
     for target in targets or (Registers._fields if quick else TARGETS):
         half = half_dtype(target)
         for dtype in (half,) if quick else (half, torch.float16, torch.float32):
-            # Between them the two have every kernel.
+            # The two presets together have every kernel.
             groups = {"presets": PRESETS[2:4] if quick else PRESETS}
             if dtype == half and not quick:
                 groups["others"] = OTHERS

@@ -1,4 +1,5 @@
-"""Keeps what every kernel compiles to in a table, compiled.csv, so that a change of it is seen.
+"""Keeps figures of every compiled kernel in a table, compiled.csv, so that a change of the compiled
+code shows.
 
 `python -m bench.kernels --compile-report` compares with it; `--update-budget` writes it anew.
 """
@@ -31,7 +32,7 @@ Row = Mapping[str, Any]
 
 
 def as_rows(report: Sequence[Usage]) -> list[dict[str, Any]]:
-    """Gives a row for each compiled kernel, with None for what was not read of it."""
+    """Gives a row for each compiled kernel, with None for values that were not read."""
     unread = dict.fromkeys(Structure._fields)
     rows = []
     for usage in report:
@@ -42,7 +43,8 @@ def as_rows(report: Sequence[Usage]) -> list[dict[str, Any]]:
 
 
 def summarize(report: Sequence[Usage]) -> list[dict[str, Any]]:
-    """Gives a row for each kernel, target and group of sizes in 16 bits: the worst of it."""
+    """Gives a row for each kernel, target and group of sizes in 16 bits: the worst value of each
+    figure."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in as_rows(report):
         if row["dtype"] == str(half_dtype(row["target"])).removeprefix("torch."):
@@ -59,7 +61,7 @@ def summarize(report: Sequence[Usage]) -> list[dict[str, Any]]:
 
 
 def compare(report: Sequence[Usage]) -> list[str]:
-    """Lists what became worse than the table says, and what it does not say."""
+    """Lists the values that are worse than in the table, and the kernels that are not in it."""
     known, problems = _read_table(), []
     for row in summarize(report):
         name = f"{row['target']} {row['kernel']} ({row['sizes']})"
@@ -78,7 +80,7 @@ def compare(report: Sequence[Usage]) -> list[str]:
 
 
 def write(report: Sequence[Usage]) -> None:
-    """Writes what was read anew into the table, and takes out kernels that there are no more."""
+    """Writes the values that were read into the table, and removes kernels that no longer exist."""
     rows = _read_table() if TABLE.exists() else {}
     rows |= {_key(row): row for row in summarize(report) if row["barriers"] is not None}
     kernels = {kernel for op in OPS.values() for kernel in op.registers}
@@ -98,7 +100,7 @@ def _key(row: Row) -> tuple[str, ...]:
 
 
 def format_report(report: Sequence[Usage]) -> str:
-    """Makes the table for a reader, and says what is left out."""
+    """Makes a table for a reader, and names the operations that are left out."""
     header = ["kernel", "target", "sizes", "registers", *_WORST, "products"]
     lines = [
         ["-" if row[name] is None else str(row[name]) for name in header]

@@ -17,14 +17,14 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class Structure(NamedTuple):
-    """Holds what is read of a kernel's innermost loops that load or multiply; where it has none, of
-    all of it."""
+    """Holds the values read from a kernel's innermost loops that load or multiply; from the whole
+    kernel where it has no such loop."""
 
     barriers: int
     """The most barriers of a block in one pass of a loop."""
     load_groups: int
-    """The most groups of loads from global memory of which each waits for the one before, in one
-    pass of a loop. Copies into shared memory, which wait for nothing, are in none."""
+    """The most groups of loads from global memory in one pass of a loop, where each group waits for
+    the one before. Copies into shared memory wait for nothing and are not counted."""
     load_bits: int
     """The widest load of one thread from global memory, anywhere in the kernel; 0 where it has
     none, or loads by descriptors."""

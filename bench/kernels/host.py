@@ -1,9 +1,9 @@
 """Measures what an operation costs the host: `python -m bench.kernels --host --json FILE`.
 
 The CPU time of one call, forward and backward, with Triton's own binder and launcher and a stub of
-the driver in place of a GPU (stub_driver.py). PyTorch's own operators run on the CPU meanwhile, at
-sizes at which they take about as long as they take to be launched. What a GPU's driver itself needs
-for a launch, one or two µs, is not in it.
+the driver in place of a GPU (stub_driver.py). PyTorch's own operators run on the CPU, at sizes so
+small that they take about as long as their launch on a GPU. It does not include the time of the
+GPU's driver, one or two µs per launch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CALLS, _ROUNDS = 20, 25
 
 def measure_host() -> Iterator[dict[str, Any]]:
     """Yields a row for each operation: its launches, and the CPU's µs of its forward pass, of its
-    backward pass, and of nothing but its launches, medians over rounds of calls.
+    backward pass, and of its launches alone, each a median over rounds of calls.
 
     Raises ConfigError where there is no C compiler.
     """
@@ -71,7 +71,7 @@ def _launches(case: Case) -> list[Callable[[], None]]:
         found.append(lambda: launch.launch(kernel, grid, num_warps, **arguments))
 
     with mock.patch.object(launch, "_watcher", keep):
-        # To make the call of the backward pass takes a forward pass.
+        # A call of the backward pass needs a forward pass first.
         dict(directions(case, [(case.ours, case.inputs)]))["backward"][0]()
     return found
 

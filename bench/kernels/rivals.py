@@ -31,7 +31,8 @@ PACKAGES = {
 
 
 def load_rival(rival: Rival) -> Callable[..., Any] | None:
-    """Loads a rival's function; None where it cannot be had, which `skipped_rivals` explains."""
+    """Loads a rival's function; None where it is not available, for the reason that
+    `skipped_rivals` gives."""
     found = _load(rival.function)
     return None if isinstance(found, str) else found
 
@@ -52,7 +53,7 @@ def skipped_rivals() -> dict[str, str]:
 
 @functools.cache
 def _load(function: str) -> Callable[..., Any] | str:
-    """Gives what can be called, or why there is nothing."""
+    """Gives the function, or the reason why it is not available."""
     module, _, name = function.partition(":")
     try:
         found = getattr(import_module(module), name)
@@ -72,13 +73,15 @@ def rival_inputs(rival: Rival, case: Case) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Holds the error of each output and of each gradient, relative to the whole of it."""
+    """Holds the error of each output and of each gradient: the norm of the error over the norm of
+    the exact tensor."""
 
     forward: tuple[float, ...]
     backward: tuple[float, ...]
 
     def of(self, direction: str) -> tuple[float, ...]:
-        """Gives those of a direction; of any but `forward` and `backward` all."""
+        """Gives the errors of the direction `forward` or `backward`; for any other name all of
+        them."""
         both = {"forward": self.forward, "backward": self.backward}
         return both.get(direction, self.forward + self.backward)
 
@@ -109,18 +112,18 @@ class Exact:
         return Errors(_errors(outputs, self._outputs), _errors(grads, self._grads))
 
     def differs(self, errors: Errors, direction: str = "both") -> bool:
-        """Tells whether a result errs more than an operation of this project may."""
+        """Tells whether a result has a larger error than operations of this project may have."""
         slack = ERROR_SLACK[self._case.inputs[0].dtype]
         pairs = zip(errors.of(direction), self.plain.of(direction), strict=True)
-        # So put that what is not a number differs.
+        # Written so that NaN counts as different.
         return not all(error <= ERROR_RATIO * plain + slack for error, plain in pairs)
 
 
 def _results(
     case: Case, function: Function, inputs: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gives outputs, and the gradients of a fixed random weighting of them; with `uniform_grad`,
-    both of the outputs' sums."""
+    """Gives the outputs, and the gradients of a fixed random weighting of the outputs. With
+    `uniform_grad`, each output is replaced by its sum."""
     outputs = function(*inputs)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     if case.uniform_grad:

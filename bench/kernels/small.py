@@ -1,10 +1,11 @@
-"""Every kernel once, forward and backward, at small odd sizes: `python -m bench.kernels.small`.
+"""Runs every kernel once, forward and backward, at small odd sizes: `python -m
+bench.kernels.small`.
 
-For a tool that watches each access to memory and is slow: `compute-sanitizer --tool memcheck python
--m bench.kernels.small`, as `make gpu PARTS=sanitizer` runs it. PyTorch's allocator hands out pieces
-of large blocks, beyond whose ends nothing is out of bounds for such a tool, so it should be off:
-PYTORCH_NO_CUDA_MEMORY_CACHING=1. On a CPU the plain forms run. Exit status: 0 every case ran, 2 bad
-usage; what a case raises ends the program.
+It is for a tool that checks each access to memory and is slow: `compute-sanitizer --tool memcheck
+python -m bench.kernels.small`, as `make gpu PARTS=sanitizer` runs it. PyTorch's allocator hands out
+pieces of large blocks, so that such a tool does not see accesses beyond the end of a piece. Turn
+the allocator off by PYTORCH_NO_CUDA_MEMORY_CACHING=1. On a CPU the plain forms run. Exit status: 0
+every case ran, 2 bad usage; what a case raises ends the program.
 """
 
 from __future__ import annotations

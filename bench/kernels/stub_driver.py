@@ -46,9 +46,9 @@ class _Driver(nvidia.CudaDriver):
 @contextlib.contextmanager
 def stub_gpu(arch: str) -> Iterator[ctypes.c_long]:
     """Has operations launch their Triton form on tensors of the CPU, as on an NVIDIA GPU of `arch`,
-    inside the block; gives the number of launches, which grows with each.
+    inside the block; yields a counter of launches.
 
-    For a process of its own, that has used no GPU. Raises ConfigError without a C compiler.
+    Use it in a separate process that has used no GPU. Raises ConfigError without a C compiler.
     """
     library, target = _load(), TARGETS[arch]
     _number(library, "stub_block_bytes").value = target.block_bytes
@@ -56,10 +56,11 @@ def stub_gpu(arch: str) -> Iterator[ctypes.c_long]:
     with (
         laid_out_for(target.device),
         mock.patch.object(driver, "_active", _Driver(int(target.gpu.arch))),
-        # As quick as they are themselves, since their time is measured.
+        # The replacements are as quick as the originals, since their time is measured.
         mock.patch.object(backend, "kernels_setting", _triton),
         mock.patch.object(backend, "interpreting", _allowing_the_cpu),
-        # Nothing is computed, so what a kernel says of its input is left over in memory.
+        # Nothing is computed, so the memory in which a kernel reports on its input holds old
+        # values.
         mock.patch.object(token_chunks, "_check_uniform", _believing),
     ):
         yield ctypes.c_long.in_dll(library, "stub_launches")

@@ -1,10 +1,10 @@
 """Tries other tiles than the kernels' table has: `python -m bench.kernels.sweep --json FILE`.
 
-From a kernel's entry for this GPU, its candidates are tried and one number at a time is halved or
-doubled; what is quicker over the presets is gone on from, until nothing near is. Prints the best,
-for the `Tiles` of the same names in kernels/minimind_kernels/triton_impl. Without a GPU, the entry
-and what is near it are compiled for `--arch`: registers, shared memory and spills, times not
-measured.
+It starts from a kernel's entry for this GPU and tries its candidates, and tiles with one number
+halved or doubled. It goes on from a tile that is quicker over the presets, until no neighbour is
+quicker. Prints the best, for the `Tiles` of the same names in kernels/minimind_kernels/triton_impl.
+Without a GPU, the entry and its neighbours are compiled for `--arch`: this gives registers, shared
+memory and spills, and no times.
 
 Exit status: 0 done, 2 bad usage.
 """
@@ -42,7 +42,8 @@ _BOUNDS = {
 }  # fmt: skip
 _USED = ("registers", "shared_bytes", "spills")
 _BETTER = 0.99
-"""A tile is gone on from where it takes at most this share of the time: noise is about half."""
+"""The search goes on from a tile that takes at most this share of the time; noise is about half of
+the difference to 1."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,12 @@ def neighbours(tile: Tile | ProductTile) -> Iterator[Tile | ProductTile]:
 def descend(
     entry: Entry, device: config.Device, options: argparse.Namespace, end: float
 ) -> list[dict[str, Any]]:
-    """Measures tiles from the entry of the table on; a row for each."""
+    """Measures tiles, beginning with the table's entry; gives a row for each."""
     measured: dict[Tile | ProductTile, dict[str, Any]] = {}
 
     def take(tile: Tile | ProductTile) -> float:
-        """Gives the tile's time over that of the entry, a mean over the presets; infinity where it
-        fails."""
+        """Gives the ratio of the tile's time to the entry's time, as a mean over the presets;
+        infinity where it fails."""
         if tile not in measured:
             tried = TriedDevice(device.arch, device.num_multiprocessors, entry.tiles.name, tile)
             times = _time_presets(entry, tried, options.tokens)
@@ -248,7 +249,7 @@ def _time_presets(entry: Entry, device: config.Device, tokens: int) -> dict[str,
                 ways = directions(sets[0], [(case.ours, case.inputs) for case in sets])
                 calls = dict(ways)[entry.direction]
                 times[sizes.preset] = time_calls(calls)["median_us"]
-        except Exception as error:  # Triton has an error of its own for each way not to fit.
+        except Exception as error:  # Triton raises another error for each limit.
             logger.info("%s: %s", type(error).__name__, str(error).splitlines()[0])
             return {}
     return times

@@ -1,4 +1,4 @@
-"""Makes the tables of kernels/README.md from the code and from what was measured."""
+"""Makes the tables of kernels/README.md from the code and the results files."""
 
 from __future__ import annotations
 

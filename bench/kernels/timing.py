@@ -1,4 +1,5 @@
-"""Times kernels on a GPU: replayed graphs, cold L2, ceilings of the same session."""
+"""Times kernels on a GPU by replayed CUDA graphs with a cold L2 cache, beside the ceilings of the
+same session."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def measure_case(
             exact = exact or Exact(sets[0])
             with own_stream():
                 yield from list(_measure_contender(contender, sets, exact, ceilings))
-        except Exception as error:  # Each has errors of its own.
+        except Exception as error:  # Each library raises its own errors.
             text = f"{type(error).__name__}: {error}"
             yield {
                 "contender": contender.name, "direction": TOGETHER, "median_us": None,
@@ -66,8 +67,9 @@ def measure_case(
 
 @contextlib.contextmanager
 def own_stream() -> Iterator[None]:
-    """Runs the block on a new stream, so that it can be recorded, including a backward: autograd
-    runs a backward on the stream of its forward, and the default stream cannot be recorded."""
+    """Runs the block on a new stream, so that a CUDA graph can record it, its backward included:
+    autograd runs a backward on the stream of its forward, and the default stream cannot be
+    recorded."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -124,7 +126,7 @@ def contenders(case: Case, *, compiled: bool) -> Iterator[Contender]:
     plain form under torch.compile."""
     if compiled:
         if case.sizes.preset in _COMPILED_PRESETS:
-            # A backward is called again and again on what one forward kept.
+            # The backward is called repeatedly on the tensors that one forward saved.
             functorch_config.donated_buffer = False
             function = torch.compile(_plain(case), dynamic=False)
             yield Contender("torch.compile", lambda c: (function, c.inputs))
@@ -137,7 +139,7 @@ def contenders(case: Case, *, compiled: bool) -> Iterator[Contender]:
 
 
 def _choose_rival(index: int, function: Callable[..., Any], case: Case) -> Call:
-    """Gives the rival's call in a case: each case has labels and positions of its own."""
+    """Gives the rival's call in a case, since each case has its own labels and positions."""
     rival = case.rivals[index]
     return rival.call(function), rival_inputs(rival, case)
 

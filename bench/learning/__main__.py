@@ -2,10 +2,10 @@
 FILE`.
 
 Each method trains the same model, alone on the device, from the same fresh weights, on the same
-documents, until it has read --tokens of them; its learning rate follows its schedule over the
-steps that these take. From time to time the clock stops, and the loss on held-out documents is
-measured: for every method the mean over their targets. With several seeds, weights and order of
-documents differ from seed to seed, and the methods take turns, seed by seed.
+documents, until it has read --tokens of them; its learning-rate schedule spans the steps that these
+tokens take. From time to time the clock stops, and the loss on held-out documents is measured: as
+the mean over their targets, for every method. With several seeds, weights and order of documents
+differ from seed to seed, and the methods take turns, seed by seed.
 
 `original` trains as the original MiniMind does: one document a row, padded; fp32; a mean of means.
 `earlier` trains with the defaults of this project before the study. Each other method changes one
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> None:
         spec = build_spec(options, method, seed, device)
         for row in _follow(method, seed, spec, held_out, options):
             rows[done:] = [row]
-            # As it grows: a curve that is cut off is one up to there.
+            # Written after each point, so that a curve that is cut off stays.
             harness.write_results(options.json, "learning", machine, vars(options), rows)
     print(harness.format_rows(rows, COLUMNS))
     print(f"written: {options.json}")

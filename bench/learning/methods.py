@@ -11,7 +11,7 @@ from minimind.config.sizes import Sizes, default_sizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """Is one way to train. Where a field is None, the stage and the preset decide."""
+    """Describes one way to train. Where a field is None, the stage and the preset decide."""
 
     name: str
     what: str

@@ -83,7 +83,7 @@ def _mean_curve(rows: Sequence[Mapping[str, Any]], over: str) -> tuple[np.ndarra
 
 
 def plot_methods(measured: _MEASURED, path: Path) -> None:
-    """Draws held-out loss over tokens and over minutes: the mean over the seeds of each method."""
+    """Draws each method's held-out loss, as a mean over its seeds, over tokens and over minutes."""
     methods = _by_method(measured["rows"])
     with picture(path, 10, 4.5) as figure:
         by_tokens, by_time = figure.subplots(1, 2, sharey=True)

@@ -1,10 +1,10 @@
-"""Tables and plots from the results files, and tables from the code itself (formats of data, fields
-of requests, packages, faults): `python -m bench.report`.
+"""Makes tables and plots from the results files, and tables from the code itself (formats of data,
+fields of requests, packages, faults): `python -m bench.report`.
 
-What stands between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->` in a
-document is written anew from bench/results; plots go to docs/figures. What nobody measured reads
-"not measured". With names, only those sections are written, and no plots. Tests check that they are
-up to date.
+In a document, the text between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->`
+is written again from bench/results; plots go to docs/figures. A value without a measurement reads
+"not measured". With names, only those sections are written, and no plots. Tests check that they are up to
+date.
 """
 
 from __future__ import annotations

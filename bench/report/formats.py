@@ -53,7 +53,7 @@ def files_section() -> str:
     ]
     rows += [(f"`*{suffix}` ({what})", "refused") for suffix, what in FOREIGN_BY_NAME.items()]
     refused = {what: todo for _, what, todo in FOREIGN_BY_BYTES}
-    rows += [(f"what {what}", f"refused: {todo}") for what, todo in refused.items()]
+    rows += [(f"a file that {what}", f"refused: {todo}") for what, todo in refused.items()]
     return plain_table(("file", "read, or refused with"), rows)
 
 

@@ -45,7 +45,7 @@ _TRAINING_GOALS = {
 }
 """Useful tokens/s of the gate, the goal and the record."""
 _DECODING_GOALS = {1: 1.7, 8: 1.8, 32: 2.0}
-"""The speed over that of `transformers` on a CPU, by batch."""
+"""The goal for the ratio of our speed to that of `transformers` on a CPU, by batch size."""
 
 
 _OTHER_GOALS = (
@@ -221,7 +221,8 @@ def _ratios(path: Path, found: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def profile_section(results: Results) -> str:
-    """Shows one step of each profiled row: what the GPU did, and for how long it did nothing."""
+    """Shows one step of each profiled row: the GPU's kernels, and the share of time in which it was
+    idle."""
     header = ("machine", "row", "step ms", "GPU idle", "launches", "longest kernels, µs")
     lines = []
     for _, found in results.with_paths("train_step"):

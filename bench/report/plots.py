@@ -26,7 +26,7 @@ def scaling_figure(folder: str, stem: str) -> Path:
 
 
 def draw_plots(results: Results) -> Iterator[Path]:
-    """Draws a picture of each device's results that have one; yields the files."""
+    """Draws the pictures of each device's results; yields their files."""
     for folder, found in results.by_device("scaling").items():
         for path, measured in found:
             if measured["rows"]:

@@ -1,7 +1,7 @@
-"""Makes the parts of README.md and README_zh.md that hold figures: what was measured, in a few
-lines, and what each model needs on cards that people have.
+"""Makes the parts of README.md and README_zh.md that hold figures: a few measured results, and the
+time and memory of each model on common cards.
 
-The two documents hold the same figures; `Words` has what is said around them in each language.
+The two documents hold the same figures; `Words` has the sentences around them in each language.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Measures training on more and more GPUs: `python -m bench.scaling --num_gpus 1,2,4,8`.
 
 Each number of ranks is a training run under DeepSpeed's launcher; on a CPU the ranks share the
-machine. `strong` takes the same rows a step at every number, `weak` the same rows a rank. Where
+machine. `strong` keeps the rows per step the same at every number, `weak` the rows per rank. Where
 there are not enough GPUs (on a CPU, cores), the number is predicted from the smallest measured one
 and marked. Measured numbers are predicted, too, with the memory by holder: this shows how far to
-trust the predictions. With several JSONs of DeepSpeed each has its rows: which of them is the
-quickest here?
+trust the predictions. With several DeepSpeed JSONs each has its own rows, which shows the quickest
+on this machine.
 
-On a CPU every rank has as many threads as at the largest measured number, on cores of its own.
+On a CPU a rank has the same number of threads at every number of ranks, on its own cores: as many
+as fit at the largest measured number.
 
 Exit status: 0 done, 1 the ranks broke, 2 bad usage, configuration or data, 130 interrupted.
 """
@@ -186,7 +187,7 @@ def build_command(module: str, arguments: Sequence[str], num_ranks: int) -> list
     """Gives the command that runs a module on ranks of this machine through DeepSpeed's
     launcher."""
     launcher = str(Path(sys.executable).parent / "deepspeed")
-    # No hostfile at all: the launcher would read /job/hostfile where a machine has one.
+    # An empty hostfile: the launcher would otherwise read /job/hostfile, where a machine has one.
     flags = ["--hostfile", os.devnull, "--master_port", str(free_port())]
     return [launcher, *flags, "--num_gpus", str(num_ranks), "--module", module, *arguments]
 

@@ -25,7 +25,7 @@ def of_first_json(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], path: Path) -> None:
-    """Writes a PNG. What was measured is filled, what was predicted is hollow and dashed."""
+    """Writes a PNG. Measured points are filled; predicted ones are hollow and dashed."""
     counts = sorted({row["world_size"] for row in rows})
     with picture(path, 11, 8) as figure:
         (speed, efficiency), (time, memory) = figure.subplots(2, 2)

@@ -67,8 +67,8 @@ def main() -> int:
 
 
 def _take_cores(local_rank: int, threads: int) -> None:
-    """Gives every rank the same number of threads at each number of ranks, on cores of its own
-    where there are enough. Otherwise one rank alone would have the whole machine, and scaling would
+    """Gives every rank the same number of threads at each number of ranks, on separate cores where
+    there are enough. Without this, one rank alone would have the whole machine, and scaling would
     look poor."""
     torch.set_num_threads(threads)
     cores = sorted(os.sched_getaffinity(0))
@@ -162,8 +162,8 @@ class WaitedLoader:
 
 
 def measure_link(device: Device, world_size: int) -> dict[str, float] | None:
-    """Gives the bytes that a rank sends a second in an all-reduce, and the seconds of the smallest
-    one; None with one rank."""
+    """Gives the bytes per second that a rank sends in an all-reduce, and the seconds of the
+    smallest all-reduce; None with one rank."""
     if world_size == 1:
         return None
     seconds = {}

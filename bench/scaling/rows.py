@@ -1,9 +1,9 @@
 """Makes the rows and the table of bench.scaling from the results of the ranks, and predicts the
 time of a step at another number of ranks.
 
-The prediction divides the compute of the smallest measured number of ranks anew, and sends the
-bytes of each ZeRO stage over the link at its speed. A rehearsal gives these bytes, and the memory
-of a rank.
+The prediction divides the compute time of the smallest measured number of ranks among the new
+number, and adds the time in which the link sends the bytes of the ZeRO stage. A rehearsal gives
+these bytes, and the memory of a rank.
 """
 
 from __future__ import annotations

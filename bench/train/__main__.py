@@ -1,18 +1,18 @@
-"""Training steps of several kinds in turns: `python -m bench.train --stage S --json FILE`.
+"""Times training steps of several kinds in turns: `python -m bench.train --stage S --json FILE`.
 
-`engine` is the step of a training run itself, one row for each JSON: all that `minimind train` does
-between console, metrics.csv and checkpoints. `plain_loop` is the same stage in a bare loop;
+`engine` is the training run's own step, one row for each JSON: all that `minimind train` does in a
+step, without console, metrics.csv and checkpoints. `plain_loop` is the same stage in a bare loop;
 `original` is the model of pretraining as plain PyTorch modules in fp32 over padded batches. On
-request `compiled` and `transformers` train over those batches too, and a model with experts stands
-beside `dense`, the same in one feed-forward layer as wide as what a token meets of the experts, and
-`expert_loop`, its experts as modules in a loop. Beside the other stages stands what they are judged
-by: another stage in the engine (`pretrain`, `sft`), DPO with its reference in every step
-(`two_models`), a teacher's or reference's forward (`frozen`). `original` of GRPO answers one prompt
-at a time with plain modules (bench/train/rollouts.py); fresh weights seldom end an answer, so that
-in all rows nearly every one has max_new_tokens.
+request, `compiled` and `transformers` train over those batches too. For a model with experts there
+are `dense`, the same model with one feed-forward layer as wide as the experts that a token uses,
+and `expert_loop`, which calls the experts as modules in a loop. The other stages are compared with
+another stage in the engine (`pretrain`, `sft`), with DPO that computes its reference in every step
+(`two_models`), or with the forward of a teacher or reference (`frozen`). `original` of GRPO answers
+one prompt at a time with plain modules (bench/train/rollouts.py); fresh weights seldom end an
+answer, so that in all rows nearly every one has max_new_tokens.
 
-All start from the same weights, follow the run's learning rate and find their batches read ahead by
-a background thread. A round is one step of every row, in random order.
+All rows start from the same weights and follow the run's learning rate, and a background thread
+reads their batches ahead. A round is one step of every row, in random order.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage, configuration or data, 130 interrupted.
 """
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(module: str = "train", about: str | None = __doc__) -> Options:
-    """Gives the options that say what is trained, for each command that trains the rows."""
+    """Gives the options about the training, for each command that trains the rows."""
     parser = Options(module, about)
     add = parser.add
     cut = f"pretrain: documents are cut there (default: {DOCUMENT_TOKENS})"
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace) -> None:
             found = _measure_model(options, model, specs[model], broken)
             rows += found
             goals += measure_goals(options.stage, found, device.kind == "gpu")
-            # As they come: what breaks a later model leaves these.
+            # Written after each model: if a later one breaks, these rows stay.
             harness.write_results(
                 options.json, "train_step", machine, vars(options), rows, goals=goals
             )

@@ -1,4 +1,4 @@
-"""Counts exactly what one training step asks of the host, and shows where its time goes, kernel by
+"""Counts the operators and launches of one training step, and shows where its time goes, kernel by
 kernel."""
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def _count_launches(step: Callable[[], Any]) -> int:
 
 
 def profile_step(step: Callable[[], Any], device: torch.device) -> dict[str, Any]:
-    """Runs one step under PyTorch's profiler, and one before it without.
+    """Runs one step without PyTorch's profiler and then one under it.
 
-    `wall_us` is the time of the step without. On a GPU `kernels` are what ran there, `idle_share`
-    is the part of `wall_us` in which none did, and `host_us` are the host's operators, whose order
-    counts and not their sum: the profiler slows them all. On a CPU `kernels` are operators by the
-    time spent in themselves, and there is no idle share.
+    `wall_us` is the time of the first. On a GPU `kernels` are the kernels that ran, `idle_share` is
+    the part of `wall_us` in which none ran, and `host_us` are the host's operators, of which only
+    the order counts, not the sum: the profiler slows all of them down. On a CPU `kernels` are
+    operators by the time spent in themselves, and there is no idle share.
     """
     on_gpu = device.type == "cuda"
     start = time.perf_counter()

@@ -163,7 +163,7 @@ def draw_documents(
 
 
 class PaddedSteps:
-    """Puts each document in a row of its own, padded: (ids [B, T], labels [B, T]), labels shifted.
+    """Puts each document in a separate, padded row: (ids [B, T], labels [B, T]), labels shifted.
 
     A run of a few steps takes a sample evenly spread over the lengths of all documents, so that the
     sample has their share of padding.

@@ -25,7 +25,7 @@ def record_documents(path: Path, stop_after: int) -> None:
         number = self.state.step
         take(self, micro_batches)
         if self.state.step == number:
-            return  # it was interrupted before
+            return  # the loop was interrupted before this step
         read = [d for i in range(len(micro_batches)) for d in self.loader.describe(number, i)]
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": number + 1, "documents": read}) + "\n")

@@ -96,7 +96,8 @@ def _tokens_per_step(steps: Sequence[StepTime]) -> float:
 
 def _rates(steps: Sequence[StepTime]) -> list[float]:
     """Gives the tokens/s of each step, without padding, as if every step held the mean number of
-    tokens: how many a step holds hardly changes its time (not at all, where it is padded)."""
+    tokens: the number of tokens of a step hardly changes its time (not at all, where rows are
+    padded)."""
     tokens = _tokens_per_step(steps)
     return [tokens / step.seconds for step in steps]
 

@@ -31,7 +31,7 @@ class Goal:
     bound: Callable[[Rows], float] | None = None
     """The best ratio that the matrix products alone allow."""
     reads: str = "step_seconds"
-    """The field that the figure reads; a goal is left out where a row has none of it."""
+    """The field that the figure reads; a goal is left out where a row lacks this field."""
 
     def limits(self, on_gpu: bool) -> dict[str, float | None]:
         found = {"at_least": self.at_least, "at_most": self.at_most}
@@ -97,7 +97,8 @@ def wanted(goal: Row) -> str:
 
 
 def state_bytes(row: Row) -> int:
-    """Gives what a row holds beyond activations: what outlives a step, and the gradients."""
+    """Gives the bytes that a row holds besides activations: those that outlive a step, and the
+    gradients."""
     return row["live_bytes_between_steps"] + 4 * row["trained_parameters"]
 
 
@@ -109,8 +110,8 @@ def _speed_beside(name: str) -> Measure:
 
 
 def _seconds(names: tuple[str, ...], others: tuple[str, ...]) -> Measure:
-    """Makes the ratio of two times: the steps of the rows `names`, added up, over those of the rows
-    `others`."""
+    """Makes the ratio of two times: the summed step times of the rows `names` over those of the
+    rows `others`."""
 
     def measure(rows: Rows) -> Mapping[str, float]:
         def sums(names: tuple[str, ...]) -> list[float]:

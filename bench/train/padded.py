@@ -44,7 +44,7 @@ class OriginalRow:
         self.steps = PaddedSteps(
             documents, rows=spec.original_batch, accumulation=spec.accumulation, steps=spec.steps
         )
-        # As the loader of a training run does: built ahead of their use, in the background.
+        # Built ahead of their use, in the background, as the loader of a training run does.
         steps = map(self.steps.step, itertools.count())
         self._batches = prefetched(step.batches for step in steps)
         ours = build_trained(run).models.policy
@@ -73,7 +73,7 @@ class OriginalRow:
         return module.to(device)
 
     def loss(self, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        """Gives the mean over the targets."""
+        """Computes the mean cross-entropy over the targets of a padded batch."""
         return original_loss(self.module(ids_BT), labels_BT)
 
     def step(self) -> Tensor:
@@ -142,8 +142,8 @@ class TransformersRow(OriginalRow):
         return module.to(device)
 
     def loss(self, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        # It shifts by itself. Rows are padded at their ends, so that causal attention is mask
-        # enough.
+        # The model shifts the labels itself. Rows are padded at their ends, so causal attention
+        # needs no further mask.
         unshifted_BT = torch.full_like(labels_BT, IGNORE_INDEX)
         unshifted_BT[:, 1:] = labels_BT[:, :-1]
         return self.module(input_ids=ids_BT, labels=unshifted_BT, use_cache=False).loss

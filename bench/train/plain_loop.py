@@ -21,7 +21,7 @@ from minimind.types import Batch, HeadFn, ModelOutput
 
 
 class BareEngine:
-    """Stands for the engine, on one rank, in what the stages call."""
+    """Has the engine's methods that stages call, on one rank."""
 
     ranks = Ranks(0, 0, 1)
 

@@ -37,7 +37,8 @@ _PAIRS = 4
 
 
 class Answered(Protocol):
-    """Tells what the last step learned from, where that is not what the loader read."""
+    """Describes the batches that the last step learned from, for a stage that makes them from the
+    loader's."""
 
     def take(self) -> StepData[Any]:
         """Counts the batches of the last step, each as often as the step learned from it."""
@@ -109,7 +110,7 @@ class OriginalAnswers(OriginalRow):
         recipe, behind = self._recipe, len(prompt.ids)
         ids_GT = self.generate(prompt.ids)
         answers_GR = ids_GT[:, behind:]
-        # The token that ends an answer belongs to it.
+        # The token that ends an answer is part of the answer.
         is_stop_GR = answers_GR == self._tokenizer.eos_id
         is_made_GR = is_stop_GR.cumsum(1) - is_stop_GR.long() == 0
         lengths = is_made_GR.sum(1).tolist()
@@ -215,7 +216,7 @@ def compare_rollouts(run: Run, steps: Steps) -> dict[str, Any]:
             seconds["rollout"].append(time.perf_counter() - began)
             continue
         with engine.gathered():
-            # It has read the weights and knows none of the prompts.
+            # The engine has read the weights, and none of the prompts is in its cache.
             beside.refresh()
             beside.generate([one_token])
             began = time.perf_counter()

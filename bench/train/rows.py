@@ -1,4 +1,4 @@
-"""Defines the rows of bench.train: what a step of each does."""
+"""Defines the rows of bench.train: what happens in a step of each row."""
 
 from __future__ import annotations
 
@@ -160,9 +160,9 @@ class ExpertLoopRow(PlainLoopRow):
 
 
 class LoopedExperts(MixtureOfExperts):
-    """Holds experts as modules of their own, and calls them one after the other with the tokens
-    that chose them: what a reader would write first, and how the original MiniMind runs them.
-    Router, auxiliary loss and activation are ours."""
+    """Holds each expert as a module, and calls one after the other with the tokens that were routed
+    to it. A reader would write this first, and the original MiniMind runs its experts so. Router,
+    auxiliary loss and activation are ours."""
 
     def __init__(self, mixture: MixtureOfExperts) -> None:
         config = mixture.config
@@ -204,7 +204,8 @@ class FrozenRow:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Gives the mean negative log-probability in place of a loss."""
+        """Runs the next step's batches through the frozen model. Gives the mean negative
+        log-probability of the targets, where other rows give their loss."""
         total, batches = torch.zeros((), device=self._device), next(self._batches)
         for batch in batches:
             batch = batch.to(self._device)

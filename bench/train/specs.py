@@ -153,8 +153,8 @@ class _Resolver:
         return self._resolve("pretrain", model, ds_config, self._concerning("pretrain"), start)
 
     def started(self, stage: str, model: str, ds_config: str, folder: Path) -> Run:
-        """Resolves a stage's training of the model in `folder`, whose fields are the folder's.
-        Without --set teacher, the teacher is that model, too."""
+        """Resolves a stage's training of the model in `folder`, with the folder's model fields.
+        Without --set teacher, that model is the teacher, too."""
         options, settings = self._options, self._concerning(stage)
         settings = {k: v for k, v in settings.items() if k not in _names(ModelConfig)}
         if "teacher" in _names(STAGES[stage].recipe_type):
@@ -165,7 +165,8 @@ class _Resolver:
         return self._resolve(stage, model, ds_config, settings, start)
 
     def _concerning(self, stage: str) -> dict[str, Any]:
-        """Leaves out the settings that the recipe of --stage has and that of `stage` has not."""
+        """Leaves out the settings that only the recipe of --stage has, and not the recipe of
+        `stage`."""
         mine, asked = (_names(STAGES[s].recipe_type) for s in (stage, self._options.stage))
         return {key: value for key, value in self._set.items() if key not in asked - mine}
 

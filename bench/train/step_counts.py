@@ -1,4 +1,4 @@
-"""Counts one optimizer step of a preset exactly, on any machine: what a GPU is asked to do.
+"""Counts, on any machine, exactly what one optimizer step of a preset asks a GPU to do.
 
 The run itself is rehearsed (minimind/rehearsal), with DeepSpeed's ZeRO-2 engine, on an H200 that
 need not be there. tests/rehearsal keeps such counts for every stage, JSON and number of ranks.
@@ -38,8 +38,8 @@ def count(options: argparse.Namespace) -> None:
 
 def count_steps() -> list[dict[str, Any]]:
     """Counts a dense model twice, with all operations in PyTorch's forms and as kernels, and a
-    model with experts as kernels alone: their PyTorch forms ask the host for each expert's share.
-    """
+    model with experts as kernels alone: the experts' PyTorch forms make the host read each expert's
+    number of tokens."""
     with mock.patch.dict(os.environ, MINIMIND_KERNELS="torch"):
         (plain,) = rehearse_all([_point(DENSE)])
     kernels, experts = rehearse_all([_point(DENSE), _point(EXPERTS)])

@@ -1,7 +1,7 @@
 """Splits the time of training steps into parts: `with StepParts(module, device) as parts: step()`.
 
-The step need not know of it. A part begins or ends with the module's call, with autograd, with the
-update of any torch optimizer and with any collective, wherever DeepSpeed makes them.
+The step's code needs no change. A part begins or ends with the module's call, with autograd, with
+the update of any torch optimizer and with any collective, wherever DeepSpeed makes them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PARTS = ("forward", "backward", "engine", "optimizer", "communication", "data_wa
 """`forward` lasts from the module's call until autograd starts. `backward` is autograd, with
 DeepSpeed's gradient hooks. `optimizer` is the update. `communication` starts collectives and waits
 for them, in whichever part they stand. `engine` is all else: norm, clipping, casts, bookkeeping.
-`data_wait` lasts until the loader has the batches of the next step; whoever reads a loader fills it
-in."""
+`data_wait` is the wait for the loader's batches of the next step; the code that reads the loader
+fills it in."""
 
 _COLLECTIVES = {
     "allreduce": "all_reduce",
@@ -98,8 +98,8 @@ class StepParts:
         self._charge()
 
     def to_dict(self, steps: int = 1) -> dict[str, Any]:
-        """Gives the fields of a row: the means of a step, for `steps` steps. Collectives are
-        counted by kind."""
+        """Gives the fields of a row: sums divided by `steps`, the number of steps taken.
+        Collectives are counted by kind."""
         return {
             "step_parts_s": {part: seconds / steps for part, seconds in self.seconds.items()},
             "collectives": {
@@ -112,8 +112,9 @@ class StepParts:
         }
 
     def _watched_collectives(self) -> Iterator[tuple[type, str, Callable[..., Any]]]:
-        """Yields owner, name and watched form of each method that starts a collective or waits for
-        one. A payload is the larger side: what is gathered, or what is reduced."""
+        """Yields, for each method that starts a collective or waits for one, its owner, its name
+        and a replacement that measures it. The payload of a collective is its larger side: the
+        gathered result, or the input of a reduction."""
 
         def watch(kind: str | None, plain: Callable[..., Any]) -> Callable[..., Any]:
             def watched(owner: Any, *args: Any, **kwargs: Any) -> Any:

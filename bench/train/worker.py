@@ -37,7 +37,7 @@ class TrainedRow:
     def __init__(self, spec: RowSpec) -> None:
         self._spec = spec
         self._device = spec.run.device.torch_device
-        keep_freed_memory()  # as a run does
+        keep_freed_memory()  # as in a run
 
     def build(self) -> dict[str, Any]:
         self._row = build_row(self._spec)
@@ -52,15 +52,15 @@ class TrainedRow:
         }
 
     def start_timing(self) -> None:
-        """Ends the warm-up: objects that it made are not collected any more, and its peaks are
-        forgotten."""
+        """Ends the warm-up: hides the objects that it made from the garbage collector, and resets
+        the peaks of memory."""
         freeze_objects()
         reset_peak_resident()
         self._memory = PeakMemory(self._device)
 
     def step(self, index: int) -> StepTime:
-        """Takes step `index`, which is the next of the row. The time is that of the whole step
-        until the device is done, with the wait for data that was read ahead."""
+        """Takes step `index`, which is the next of the row. The time covers the whole step until
+        the device is done, including the wait for data that is read ahead."""
         data = self._row.steps.step(index)
         self._wait()
         start = time.perf_counter()
@@ -75,8 +75,8 @@ class TrainedRow:
         return StepTime(seconds=seconds, loss=value, data=replace(data, batches=[]))
 
     def measure(self) -> dict[str, Any]:
-        """Gives peaks of memory, parts of a step and counts, from steps of their own where
-        measuring costs time."""
+        """Gives peaks of memory, parts of a step and counts; takes extra steps for those that slow
+        a step down."""
         resident, on_gpu = peak_resident(), self._device.type == "cuda"
         between_steps = torch.cuda.memory_allocated(self._device) if on_gpu else live_tensor_bytes()
         with self._memory.measured():

@@ -1,4 +1,4 @@
-"""Which form of an operation runs: the only place that chooses.
+"""Chooses which form of an operation runs; no other file chooses.
 
 Two settings, read from the environment at the first operation:
 
@@ -34,16 +34,17 @@ logger = logging.getLogger("minimind_kernels")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _TRITON_FROM = (7, 5)
-"""The oldest compute capability that Triton's bodies run on: CUDA 13's assembler supports none
-before it."""
+"""The oldest compute capability that Triton's bodies run on: CUDA 13's assembler supports no older
+one."""
 _PRODUCTS_FROM = (8, 0)
 """The oldest compute capability for which Triton compiles products on tensor cores without register
 spills."""
 
 _MIN_COMPILED_ROWS = 1024
 _MIN_COMPILED_ELEMENTS = 1 << 18
-"""The least elements for generated code; below these or _MIN_COMPILED_ROWS it saves less than the
-seconds of its compilation. So decoding, prompts and unit tests stay in plain PyTorch."""
+"""The least number of elements for which code is generated. With fewer elements, or fewer rows than
+_MIN_COMPILED_ROWS, generated code saves less time than its compilation takes; so decoding, prompts
+and unit tests stay in plain PyTorch."""
 
 
 @functools.cache
@@ -121,9 +122,9 @@ def _cannot_be_met(problem: str) -> str:
 
 def _why_not_triton_on(device: torch.device, tracing: bool = False) -> str | None:
     if device.type != "cuda" and not (kernels_setting() == "triton" and interpreting()):
-        # Without the name of the operation, so that it is said once for all of them.
+        # The message does not name the operation, so that it is logged once for all of them.
         return f"the tensors are on the {device.type}, and Triton needs a CUDA or ROCm GPU"
-    # torch.compile cannot trace a look at the machine, and its own code needs the same of it.
+    # torch.compile cannot trace the checks of the machine; its own Triton code has the same needs.
     if device.type != "cuda" or tracing:
         return None if _has_triton() else "Triton is not installed"
     return _why_not_triton_on_gpu(device)
@@ -150,13 +151,13 @@ def _why_no_launcher() -> str | None:
     kernel that it starts on a GPU."""
     given = os.environ.get("CC")
     if given is not None and not shutil.which(given):
-        return f"CC={given}, which Triton starts a kernel with, is no program: unset it or mend it"
+        return f"CC={given}, which Triton starts a kernel with, is no program: unset or correct it"
     if given is None and not (shutil.which("gcc") or shutil.which("clang")):
         return (
             "Triton needs a C compiler to start a kernel, and there is neither gcc nor clang: "
             "install one (apt install gcc), or name one in CC"
         )
-    # Debian's own scheme would name a folder without them.
+    # Debian's default scheme names a folder without the headers.
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     folder = sysconfig.get_path("include", scheme)
     if (Path(folder) / "Python.h").exists():
@@ -190,7 +191,7 @@ def _why_torch_is_quicker(device: torch.device) -> str | None:
     capability = _capability(device)
     if capability is None or capability >= _PRODUCTS_FROM:
         return None
-    # Without the name of the operation, so that it is said once for both.
+    # The message does not name the operation, so that it is logged once for both.
     return "Triton makes the products of experts well from sm_80 on: PyTorch's are quicker here"
 
 

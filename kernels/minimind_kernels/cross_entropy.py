@@ -9,7 +9,7 @@ from .form import Form
 
 
 def label_logits(wide_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Gives the logit of each label [C], and NaN where a label is none of the vocabulary's."""
+    """Gives the logit of each label [C]; NaN for a label outside the vocabulary."""
     last = wide_CV.shape[1] - 1
     logit_C = wide_CV.gather(1, labels_C.clamp(0, last).unsqueeze(1)).squeeze(1)
     return torch.where((labels_C >= 0) & (labels_C <= last), logit_C, torch.nan)

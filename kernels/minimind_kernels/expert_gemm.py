@@ -2,9 +2,9 @@
 
     out_t = Σ_s weights_ts · down_e(silu(gate_e x_t) · up_e x_t),   e = experts_ts
 
-Token slots stand in the order of their experts, so that each expert's products run over rows side
-by side (Gale et al., "MegaBlocks", 2022). P is the number of slots, M·S, N that of one expert, and
-G = 2F.
+Token slots are sorted by expert, so that each expert's products run over contiguous rows (Gale et
+al., "MegaBlocks", 2022). P = M·S is the number of all slots, N the number of one expert's slots,
+and G = 2F.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def expert_ffn(x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Rou
     dtype.
 
     x_MD [M, D], gate_up_EGD [E, 2F, D] (an expert's gate rows, then its up rows) and down_EDF [E,
-    D, F] are of one dtype, fp32, fp16 or bf16. The products run in it with fp32 sums, activation
-    and weighting in fp32. It is differentiable in x, both weights and routing.weights_MS; an expert
-    without tokens gets a gradient of zeros. For the backward pass gate_up's product is kept; the
-    activation is rebuilt.
+    D, F] are of one dtype, fp32, fp16 or bf16. The products run in that dtype with fp32 sums;
+    activation and weighting run in fp32. It is differentiable in x, both weights and
+    routing.weights_MS; an expert without tokens gets a gradient of zeros. For the backward pass
+    gate_up's product is kept; the activation is rebuilt.
 
     On a CPU the counts are read and each expert's rows are multiplied separately; a Triton grid is
     as large as the worst case, so that nothing waits for a GPU.
@@ -93,11 +93,11 @@ def _forward_body(
     """Gives the result and, with `keep`, gate_up's product for the backward pass: [P, 2F] rows
     with each expert's rows of padding among them.
 
-    It runs one expert at a time: the values between its products are then small enough to stay in
-    memory that is mapped and warm, where new large buffers cost a tenth of the products' time.
+    It runs one expert at a time: the tensors between the products are then small enough to reuse
+    memory that is mapped and cached. New large buffers would add a tenth to the products' time.
     """
     num_slots, parts = weights_MS.shape[1], divide_rows(order_P, offsets_E1, gate_up_EGD)
-    # Fake tensors have no values: there the offsets say nothing of the number of slots.
+    # Fake tensors have no values, so their offsets do not give the number of slots.
     kept_rows = max(parts[-1].kept.stop, len(order_P)) if keep else 0
     gate_up_PG = x_MD.new_empty(kept_rows, gate_up_EGD.shape[1])
     y_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])

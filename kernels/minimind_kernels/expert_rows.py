@@ -13,9 +13,9 @@ from .form import MIN_GENERATED_ROWS
 
 _ROWS_OF_16_BITS = 8
 """Each expert has a multiple of so many rows in 16-bit products. oneDNN divides the rows of a bf16
-product into equal blocks: of the row counts from 900 to 1,100 every seventh, such as 1,079, took 8
-to 23% longer a row, and none of them is a multiple of 4 (AMD EPYC with avx512_bf16, PyTorch 2.13).
-In fp32 none does."""
+product into equal blocks: of the row counts from 900 to 1,100, one in seven, such as 1,079, takes 8
+to 23% longer per row, and none of these is a multiple of 4 (AMD EPYC with avx512_bf16, PyTorch
+2.13). In fp32 no count does."""
 
 
 class ExpertRows(NamedTuple):

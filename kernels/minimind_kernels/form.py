@@ -49,9 +49,9 @@ class Form:
     `triton` names the function of the same signature, as module:function in triton_impl; None for a
     part of another body, which only gets CPU tensors. torch.compile sees it as the custom operator
     minimind_kernels::function. `overwrites` names the tensors that it writes to, and `has_products`
-    says that it makes matrix products, which Triton does not make well for every GPU. `fake` gives
-    empty results where the body reads values, so that shapes alone do not give the results'
-    shapes.
+    says that the operation multiplies matrices, for which Triton's code is slow on some GPUs.
+    `fake` gives empty results of the right shapes, for a body whose results' shapes depend on the
+    values of its arguments.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Form:
             _FORMS[self.name] = self
 
     def __call__(self, *tensors: Any, generated: bool | None = None, **constants: Any) -> Any:
-        """Runs the body. `generated` overrides the choice where the tensors are parts of something
-        larger."""
+        """Runs the body. `generated` overrides the choice by size, for tensors that are chunks of
+        larger ones."""
         name = self.name
         if name and backend.use_triton(name, *tensors, has_products=self._has_products):
             return self._run_triton(name, tensors, constants)
@@ -112,7 +112,8 @@ class Form:
         return self.triton(*tensors, **constants)
 
     def _run_generated(self, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
-        # Detached and contiguous, so that neither requires_grad nor strides ask for other code.
+        # Detached and contiguous, so that no code is generated anew for another requires_grad or
+        # other strides.
         tensors = tuple(t if t is None else t.detach().contiguous() for t in tensors)
         key = (
             tuple(
@@ -120,7 +121,8 @@ class Form:
                 for i, t in enumerate(tensors)
             ),
             tuple(constants.items()),
-            # What Dynamo would compile anew for, with the batch at hand for a hint.
+            # A change of these makes Dynamo compile anew, with the current batch's size as its
+            # hint.
             torch.is_inference_mode_enabled(),
             torch.is_autocast_enabled("cpu"),
             torch.are_deterministic_algorithms_enabled(),
@@ -135,8 +137,8 @@ class Form:
         self, tensors: tuple[Tensor, ...], constants: dict[str, Any]
     ) -> Callable[..., Any]:
         body = self.body
-        # A code object of its own: Dynamo counts compilations, and learns which sizes vary, by
-        # code object. From PyTorch 2.13 on `isolate_recompiles` would do.
+        # A separate code object: Dynamo counts compilations, and learns which sizes vary, by code
+        # object. From PyTorch 2.13 on, `isolate_recompiles` would be enough.
         own = types.FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
         own.__kwdefaults__ = body.__kwdefaults__
         examples = list(tensors)
@@ -175,7 +177,8 @@ def register(name: str) -> bool:
     return True
 
 
-# As torch.compiler.assume_constant_result does, which would import Dynamo, and with it Triton.
+# Does what torch.compiler.assume_constant_result does, which would import Dynamo and with it
+# Triton.
 register._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -185,8 +188,8 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def shaped(rows_MD: Tensor, like: Tensor) -> Tensor:
-    """Gives rows the leading dimensions of `like`: undoes `as_rows`. It is made to be called inside
-    an autograd function, where a view costs no node of the graph."""
+    """Gives rows the leading dimensions of `like`: undoes `as_rows`. Call it inside an autograd
+    function, where a view adds no node to the graph."""
     return rows_MD if like.ndim == 2 else rows_MD.view(*like.shape[:-1], rows_MD.shape[1])
 
 

@@ -55,13 +55,14 @@ def linear_distillation(
     ignore_index: int = -100,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives (loss_M, cross_entropy_M, kl_M) in fp32, 0 where the label is `ignore_index`; the first
-    alone has a gradient, the others are to be logged.
+    """Gives (loss_M, cross_entropy_M, kl_M) in fp32, 0 where the label is `ignore_index`; only the
+    first has a gradient, the others are for logging.
 
-    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16. The teacher's are of one dtype
-    too, whose width may differ but not its vocabulary; labels_M is int64. The losses may only be
-    summed and the sum scaled, as under `uniform_grad` in linear_loss.py: gradients are computed in
-    the forward pass. Chunks, fp32 and labels beyond the vocabulary are as there.
+    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16. The teacher's tensors are of one
+    dtype too; its width may differ from the student's, its vocabulary may not. labels_M is int64.
+    The losses may only be summed and the sum scaled, as under `uniform_grad` in linear_loss.py:
+    gradients are computed in the forward pass. Chunks, the use of fp32 and labels outside the
+    vocabulary are as in `linear_cross_entropy`.
 
     Raises ValueError where shapes do not agree or the temperature is not positive.
     """
@@ -144,7 +145,7 @@ def _loss_chunks(
     *,
     wanted: tuple[bool, bool] = (False, False),
 ) -> tuple[tuple[Tensor, Tensor, Tensor], TokenChunks]:
-    """Gives the losses, and the chunks, which gathered the gradients of the sum of the first."""
+    """Gives the losses, and the TokenChunks with the gradients of the sum of the first loss."""
     chunks = TokenChunks(hidden_MD, weight_VD, chunk_size, wanted)
     teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
     ce_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)

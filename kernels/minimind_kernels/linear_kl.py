@@ -55,9 +55,10 @@ def linear_kl(
     """Computes KL(teacher ‖ student) of each token at a temperature: loss_M fp32, 0 where not
     counted.
 
-    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16. The teacher's are of one dtype
-    too, whose width may differ but not its vocabulary; is_counted_M [M] is bool. The teacher
-    receives no gradient. Chunks, fp32 and `uniform_grad` are those of `linear_cross_entropy`.
+    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16. The teacher's tensors are of one
+    dtype too; its width may differ from the student's, its vocabulary may not. is_counted_M [M] is
+    bool. The teacher receives no gradient. Chunks, the use of fp32 and `uniform_grad` are as in
+    `linear_cross_entropy`.
 
     Raises ValueError where shapes do not agree or the temperature is not positive.
     """
@@ -146,8 +147,7 @@ def _loss_chunks(
     *,
     wanted: tuple[bool, bool] = (False, False),
 ) -> tuple[Tensor, TokenChunks]:
-    """Gives the divergences times `factor`, and the chunks, which gathered the gradients of their
-    sum."""
+    """Gives the divergences times `factor`, and the TokenChunks with the gradients of their sum."""
     chunks = TokenChunks(hidden_MD, weight_VD, chunk_size, wanted)
     teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
     loss_M = hidden_MD.new_empty(hidden_MD.shape[:1], dtype=chunks.loss_dtype)

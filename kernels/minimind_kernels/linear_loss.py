@@ -196,8 +196,8 @@ class _EarlyCrossEntropy(EarlyGrads):
 
 
 def build_head(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], int, int]:
-    """Builds hidden states and a head; gives also the bytes of both with their gradients, and their
-    product's flops."""
+    """Builds hidden states and a head; also gives the bytes of both and of their gradients, and the
+    FLOPs of their product."""
     tokens, hidden, vocab = inputs.tokens, inputs.sizes.hidden, inputs.sizes.vocab
     moved = 2 * (inputs.bytes_of(tokens, hidden) + inputs.bytes_of(vocab, hidden))
     return (inputs.rows(hidden), inputs.matrix(vocab, hidden)), moved, 2 * tokens * hidden * vocab

@@ -3,8 +3,8 @@
     log_prob_t = z_t[id_t] - logsumexp(z_t),   z_t = hidden_t · weightᵀ,   loss_t = f_t(log_prob_t)
 
 ∂loss_t/∂z_t = f_t'(log_prob_t) · (onehot(id_t) - softmax(z_t)) is known once log_prob_t is, so the
-logits of a chunk are made once and give both gradients: 3 products with the head, not the 4 of
-`linear_log_prob`, whose gradient arrives when the logits are gone.
+logits of a chunk are computed only once and give both gradients. That takes 3 products with the
+head; `linear_log_prob` takes 4, because it gets its gradient after the logits were dropped.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def linear_token_loss(
     ignore_index: int = -100,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gives (loss_M, log_prob_M) in fp32, 0 where the id is `ignore_index`; the first alone has a
-    gradient, the other is to be logged.
+    """Gives (loss_M, log_prob_M) in fp32, 0 where the id is `ignore_index`; only the first has a
+    gradient, the other is for logging.
 
     hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16; ids_M is int64, each of 0 to V - 1
-    or `ignore_index`: any other id has a log-probability of NaN. Chunks and fp32 are those of
-    `linear_cross_entropy`.
+    or `ignore_index`: any other id has a log-probability of NaN. Chunks and the use of fp32 are as
+    in `linear_cross_entropy`.
 
     `token_loss(log_prob_C, rows)` gives loss_C of some tokens, once for each chunk. It is
     elementwise in log_prob_C and differentiable by autograd. Its other numbers of each token, such
@@ -97,7 +97,7 @@ def _apply(
     token_loss: TokenLoss, log_prob_M: Tensor, is_counted_M: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gives (loss_M, log_prob_M) by autograd, of all tokens at once."""
-    # Of ignored tokens neither a loss nor a derivative goes on: either may be NaN.
+    # The losses and derivatives of ignored tokens are left out: they may be NaN.
     log_prob_M = torch.where(is_counted_M, log_prob_M, 0.0)
     loss_M = _call(token_loss, log_prob_M, slice(0, len(log_prob_M)))
     return torch.where(is_counted_M, loss_M, 0.0), log_prob_M.detach()

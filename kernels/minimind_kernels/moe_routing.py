@@ -8,7 +8,8 @@ E · Σ_e (share of tokens that chose e) · mean(p_e) (Fedus et al., "Switch Tra
 summed over the S choices), or the same within each document, averaged over documents (Dai et al.,
 "DeepSeekMoE", 2024).
 
-P is the number of token slots, M·S; X the number of documents, or 1 where all tokens are one.
+P is the number of token slots, M·S. X is the number of documents, or 1 where all tokens count as
+one document.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def _forward_body(
     the loss's derivative by p; and one over the number of counted tokens [1]."""
     num_tokens, num_experts = logits_ME.shape
     probs_ME = _softmax(logits_ME)
-    # By the logits: probabilities of different logits can be equal once rounded.
+    # Chosen by the logits: different logits can have the same rounded probability.
     experts_MS = logits_ME.sort(dim=1, descending=True, stable=True).indices
     experts_MS = experts_MS[:, :num_experts_per_tok].contiguous()
     weights_MS = probs_ME.gather(1, experts_MS)
@@ -170,8 +171,8 @@ def _backward_body(
     norm_topk_prob: bool,
     eps: float,
 ) -> Tensor:
-    """Gives the gradient of the logits: first that of p = softmax(logits) from all three results,
-    then p·(dp - Σ p·dp)."""
+    """Gives the gradient of the logits, p·(dp - Σ p·dp) with p = softmax(logits), where dp is the
+    gradient of p from all three results."""
     probs_ME, experts_MS = _softmax(logits_ME), experts_MS.long()
     grad_MS = grad_weights_MS
     if norm_topk_prob:
@@ -213,7 +214,7 @@ def _sum_by_document(values: Tensor, document_M: Tensor, num_documents: int) -> 
     if num_documents == 1:
         is_counted = (document_M == 0).view(-1, *[1] * (values.ndim - 1))
         return torch.where(is_counted, values, 0).sum(dim=0, keepdim=True)
-    # What does not count goes to one more row.
+    # Tokens that do not count go to one more row.
     rows_M = torch.where(document_M < 0, num_documents, document_M)
     sums = values.new_zeros(num_documents + 1, *values.shape[1:])
     return sums.index_add(0, rows_M, values)[:-1]

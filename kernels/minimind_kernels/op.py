@@ -1,4 +1,4 @@
-"""Describes an operation to everything around it in one object: `Op`.
+"""Describes an operation in one object, `Op`, for all code that uses or tests it.
 
 Tests, benchmarks, the compile report, the sweep of tiles and the README walk over `OPS`.
 """
@@ -51,11 +51,11 @@ ODD = Sizes(
     "odd", hidden=33, heads=3, kv_heads=1, head_size=10, ffn=37, qk_norm=False,
     cast_before_weight=True, seq_aux=True, vocab=101, experts=3, experts_per_token=2,
 )  # fmt: skip
-"""Sizes that are no multiple of a tile: elements beyond a missing mask lie outside the tensor."""
+"""Sizes that are no multiple of a tile: a kernel that lacks a mask reads outside the tensor."""
 
 
 IGNORED = {"none": 0, "few": 11, "some": 3, "all": 1}
-"""How many labels are no target: one in so many."""
+"""The share of labels that are no target, as one in so many; 0 means none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +109,16 @@ class Rival:
     function: str
     """The function, or the autograd function whose `apply` is called, as module:name."""
     call: Callable[[Callable[..., Any]], Function]
-    """Gives, from that function, one of `inputs` whose outputs begin as those of `ours` do. Where
-    the case has `uniform_grad`, it may give their sums."""
+    """Makes, from the rival's function, a function of `inputs` whose first outputs are those of
+    `ours`. Where the case has `uniform_grad`, they may be summed."""
     inputs: Callable[..., tuple[Tensor, ...]] | None = None
-    """Makes its inputs from the case's own, by operators that autograd follows; None: they are the
-    case's own."""
+    """Makes the rival's inputs from the case's own, by operators that autograd follows; None: they
+    are the case's own."""
     waits: bool = False
     """Whether it reads a number from the GPU, which a CUDA graph cannot record."""
     backward_once: bool = False
-    """Whether each backward pass takes a forward pass of its own, because it overwrites what was
-    kept."""
+    """Whether each backward pass needs a new forward pass, because it overwrites what the forward
+    pass kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +155,17 @@ class Case:
 BOTH = ("forward", "backward")
 
 ERROR_RATIO = 1.5
-"""An operation may err so many times as much as the plain form in the same dtype; both are measured
-against fp64."""
+"""An operation's error may be at most so many times that of the plain form in the same dtype; both
+errors are measured against fp64."""
 ERROR_SLACK = {
     torch.float32: 2.4e-7,
     torch.float16: 5e-5,
     torch.bfloat16: 4e-4,
     torch.float64: 1e-15,
 }
-"""An operation may err by so much more, relative to the whole result: two forms that differ in
-their last bits only must not fail for the luck of one of them. It is a twentieth of a rounding, and
-in fp32, where what is summed is no more exact than the sum, two roundings."""
+"""The further error that is allowed, relative to the whole result: of two forms that differ only in
+their last bits, one may be nearer to fp64 by chance. It is a twentieth of a rounding; in fp32,
+where the summands are no more exact than the sum, it is two roundings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +203,12 @@ class Op:
     build: Callable[..., Case]
     """build(inputs, **options) makes one case, of the sizes in `inputs`."""
     tested: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Values of `tokens`, `scale`, fields of Sizes and options, of which a test combines any two;
-    the rest are ODD's. A key of several names, "heads kv_heads", takes tuples of values that belong
-    together."""
+    """The values at which to test `tokens`, `scale`, fields of Sizes and options. The tests cover
+    every pair of values; sizes without values here are ODD's. A key of several names, "heads
+    kv_heads", takes tuples of values that belong together."""
     scales: tuple[float, ...] = ()
-    """Other magnitudes of activations to test at: alone, since small ones hide what is wrong."""
+    """Other magnitudes of activations to test, each with one row of typical values alone: small
+    activations hide errors that the other rows are to show."""
     compiled_for: tuple[str, ...] = ()
     """The sizes in which the presets differ for this operation, as format strings over Sizes."""
     needs_experts: bool = False
@@ -218,8 +219,8 @@ class Op:
     registers: Mapping[str, Registers] = field(default_factory=dict)
     """The budget of each of its kernels, by module.kernel."""
     launches: Mapping[str, int | Mapping[str, int]] = field(default_factory=dict)
-    """The number of launches by a case's name, of its forward and backward pass together at 16,384
-    tokens; by preset where they differ."""
+    """The number of launches of a case's forward and backward pass together at 16,384 tokens, by
+    the case's name; by preset where the numbers differ."""
     goals: tuple[Goal, ...] = ()
 
     def __post_init__(self) -> None:
@@ -248,8 +249,8 @@ class Op:
 
 
 def build_cases(sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
-    """Builds a case of each operation that a model of these sizes runs: what benchmarks time and
-    the compile report compiles."""
+    """Builds a case of each operation that a model of these sizes runs, for benchmarks and the
+    compile report."""
     for op in OPS.values():
         if op.runs_in(sizes):
             yield op.build(Inputs(sizes, tokens, dtype, device))

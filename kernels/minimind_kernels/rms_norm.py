@@ -128,8 +128,8 @@ def _backward_body(
     rstd_M1: Tensor,
     weight_D: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gives the gradients of x and of the weight. `grad_total` is what reaches a sum x directly,
-    without passing the norm."""
+    """Gives the gradients of x and of the weight. `grad_total` is the gradient that reaches the sum
+    x directly, not through the norm."""
     grad, shares = norm_backward(grad_y_MD, x_MD, rstd_M1, weight_D)
     if grad_total_MD is not None:
         grad = grad + grad_total_MD.to(grad.dtype)

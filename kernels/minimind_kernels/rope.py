@@ -201,7 +201,7 @@ class _Rope(torch.autograd.Function):
         eps, cast_before_weight,
     ):  # fmt: skip
         inputs = (qkv_MC, positions_M, cos_PR, sin_PR, q_weight_H, k_weight_H)
-        # A rotation alone is turned back without what it turned.
+        # The backward of a rotation alone does not need the rotation's input.
         ctx.save_for_backward(None if q_weight_H is None else qkv_MC, *inputs[1:])
         ctx.eps = eps
         q_MNH, k_MKH = _forward(
@@ -216,7 +216,7 @@ class _Rope(torch.autograd.Function):
         grad_qkv_MC, grads_2H = _backward(
             grad_q_MNH, grad_k_MKH, grad_v_MKH, *ctx.saved_tensors, eps=ctx.eps
         )
-        # Apart: each becomes a parameter's own.
+        # Two separate tensors: each becomes a parameter's gradient.
         halves_H = (half_H.clone() for half_H in grads_2H.chunk(2))
         grad_weights = halves_H if len(grads_2H) else (None, None)
         return grad_qkv_MC, None, None, None, *grad_weights, None, None, None, None

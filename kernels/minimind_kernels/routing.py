@@ -23,7 +23,7 @@ class Routing:
     experts_MS: Tensor
     """int32, the token's experts by falling weight; of equal ones the lower number first."""
     counts_E: Tensor
-    """int32, the slots of each expert, padding's too."""
+    """int32, the number of slots of each expert, those of padding included."""
     order_P: Tensor
     """int32, token·S + slot, by expert and then by token."""
     offsets_E1: Tensor

@@ -1,5 +1,5 @@
-"""Makes logits for a chunk of tokens at a time, and gathers the gradients of both factors over
-chunks.
+"""Computes logits for one chunk of tokens at a time, and accumulates the gradients of hidden states
+and weight over chunks.
 
 The linear losses share this: the walk over chunks and its three matrix products. Each loss computes
 the gradient of the logits itself.
@@ -29,8 +29,8 @@ fp32 gradient, which takes as long as the product of 725 tokens on an H200."""
 _GPU_TILE = 128
 """The rows of a matrix product's tile: a chunk is a multiple of it."""
 _GPU_STRIDE = 64
-"""Rows of logits start at multiples of so many elements, or both cuBLAS and the softmax move them
-in 2-byte pieces where the vocabulary is odd."""
+"""Rows of logits start at multiples of so many elements. Without that, cuBLAS and the softmax would
+move them in 2-byte pieces where the vocabulary's size is odd."""
 
 _WORTH_GATHERING = 0.9
 """Tokens without a loss are left out of the products where fewer than this share have one."""
@@ -91,20 +91,21 @@ class TokenChunks:
             self.grad_weight_VD = torch.zeros_like(weight_VD, dtype=self.loss_dtype)
 
     def _new_logits(self, num_rows: int) -> Tensor:
-        """Makes room for logits. Between a row's end and the next row's start nothing lies."""
+        """Allocates logits [num_rows, V]. The memory between a row's end and the next row's start
+        belongs to no other tensor."""
         shape = num_rows, self._row_stride
         return self._hidden_MD.new_empty(shape, dtype=self._dtype)[:, : self._weight_VD.shape[0]]
 
     def new_logits_within(self, max_bytes: int) -> Tensor | None:
-        """Makes room for the logits of all tokens; None where these are more than `max_bytes`."""
+        """Allocates the logits of all tokens; gives None where they take more than `max_bytes`."""
         num_tokens = len(self._hidden_MD)
         if num_tokens * self._row_stride * self._dtype.itemsize > max_bytes:
             return None
         return self._new_logits(num_tokens)
 
     def logits(self, rows: slice, kept_MV: Tensor | None = None) -> Tensor:
-        """Gives the logits of some rows: in their place among those of all tokens if `kept_MV` has
-        room for these, else in the one buffer, and the next call overwrites them."""
+        """Computes the logits of `rows`: into these rows of `kept_MV` if it is given, else into the
+        shared buffer, which the next call overwrites."""
         if kept_MV is not None:
             logits_CV = kept_MV[rows]
         else:
@@ -124,8 +125,9 @@ class TokenChunks:
             self._add_grad_weight(grad_logits_CV.t(), self._hidden(rows))
 
     def _add_grad_weight(self, grad_logits_VC: Tensor, hidden_CD: Tensor) -> None:
-        """Adds a chunk's share of the weight's gradient, in the losses' dtype. cuBLAS adds its fp32
-        sums to it in place; elsewhere a share is rounded first."""
+        """Adds a chunk's share to the weight's gradient, which is summed in the losses' dtype. On
+        an NVIDIA GPU cuBLAS adds a 16-bit product's fp32 sums to it in place; elsewhere each share
+        is first rounded to the product's dtype."""
         total_VD, factors = self.grad_weight_VD, (grad_logits_VC, hidden_CD)
         if total_VD is not None and self._dtype == self.loss_dtype:
             total_VD.addmm_(*factors)
@@ -151,9 +153,9 @@ class TokenChunks:
 
 
 def rows_worth_gathering(labels_M: Tensor, ignored: int, in_triton: bool) -> Tensor | None:
-    """Gives the indices of the tokens whose label is not `ignored` where the others are worth
-    leaving out of the products: on a CPU, where counting them waits for nothing. None where all are
-    to be computed."""
+    """Gives the indices of the tokens whose label is not `ignored`, if leaving out the others saves
+    time. Gives None if all tokens are to be computed, as always on a GPU, where counting them would
+    make the host wait."""
     if in_triton or labels_M.is_cuda:
         return None
     is_counted_M = labels_M != ignored
@@ -163,7 +165,7 @@ def rows_worth_gathering(labels_M: Tensor, ignored: int, in_triton: bool) -> Ten
 
 
 def scatter_rows(loss_R: Tensor, rows_R: Tensor, num_tokens: int) -> Tensor:
-    """Gives the losses of all tokens from those of some rows: 0 in the others."""
+    """Puts the losses of some tokens at their places among all tokens; the other tokens get 0."""
     return loss_R.new_zeros(num_tokens).index_put((rows_R,), loss_R)
 
 
@@ -175,7 +177,7 @@ class EarlyGrads(torch.autograd.Function):
     def keep(
         ctx: Any, chunks: TokenChunks, labels_M: Tensor, ignored: int, *, uniform_grad: bool
     ) -> None:
-        """Keeps what the backward pass needs; tokens count whose label is not `ignored`."""
+        """Saves tensors for the backward pass. Tokens with the label `ignored` do not count."""
         ctx.save_for_backward(labels_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
         ctx.weight_dtype, ctx.ignored = chunks.weight_dtype, ignored
         ctx.uniform_grad = uniform_grad
@@ -197,8 +199,8 @@ class EarlyGrads(torch.autograd.Function):
 
 
 def _common_grad_body(grad_M: Tensor, labels_M: Tensor, *, ignored: int) -> tuple[Tensor, Tensor]:
-    """Gives the one gradient that all counted tokens' losses received, 0 if there are none, and
-    whether they did."""
+    """Gives the gradient that the counted tokens' losses received, 0 if there are none, and whether
+    all of them received the same."""
     is_counted_M = labels_M != ignored
     first_1 = is_counted_M.byte().argmax(keepdim=True)
     factor_1 = torch.where(is_counted_M[first_1], grad_M[first_1], 0)
@@ -210,8 +212,8 @@ common_grad = Form("common_grad:common_grad", _common_grad_body, num_row_tensors
 
 
 def _common_grad_of(grad_M: Tensor, labels_M: Tensor, ignored: int) -> Tensor:
-    """Gives the one gradient without waiting for a GPU. Raises ValueError (on a GPU an assertion on
-    the device) if counted tokens received different ones."""
+    """Gives the gradient that all counted tokens received, without waiting for a GPU. Raises
+    ValueError (on a GPU an assertion on the device) if they received different gradients."""
     if not len(grad_M):
         return grad_M.new_zeros(())
     factor, is_uniform = common_grad(grad_M, labels_M, generated=False, ignored=ignored)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 def without_images(text: str) -> str:
-    """Gives Markdown in which no image is left: `![…](…)` becomes a link behind a `!`.
+    """Gives the Markdown without images: `![…](…)` becomes `!` and a link.
 
-    A browser loads an image as soon as it is shown, from any address that the model names, and so
-    would tell a stranger what the conversation is about. An image needs `](` or, with its address
-    elsewhere, `]:`. Where the text has neither, a `![` is code, such as `vec![1]`, and stays.
+    A browser would load an image as soon as it is shown, from any address that the model wrote, and
+    so could send parts of the conversation to a stranger. An image needs `](` or, if its address is
+    elsewhere, `]:`. In a text without either, `![` is code, such as `vec![1]`, and stays.
     """
     if "](" not in text and "]:" not in text:
         return text

@@ -17,7 +17,7 @@ from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.inference.sampling import SamplingParams
 
 _PROGRAMS = ("grammar", "logprobs", "tempered_logprobs")
-"""Options of SamplingParams that only programs use. So are all others that are neither numbers nor
+"""Options of SamplingParams that only programs use, as are all options that are neither numbers nor
 switches."""
 
 

@@ -1,5 +1,5 @@
-"""Describes what the machine refuses a program: disk, files, memory. None of it is a bug, and a
-traceback would not say what to do."""
+"""Describes errors that come from the machine: a full disk, files that cannot be opened, too little
+memory. These are no bugs, and a traceback would not say what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _ALLOCATORS = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
 def describe_failure(error: BaseException) -> str | None:
-    """Says what the machine refused and what to do; None for an error of another kind."""
+    """Describes an error that comes from the machine, and what to do; gives None for an error of
+    another kind."""
     if is_out_of_memory(error):
         return (
             f"the memory is full: {str(error).splitlines()[0] if str(error) else 'no more there'}"
@@ -39,8 +40,8 @@ def describe_failure(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether memory was asked for that is not there, on a GPU or on a CPU, for which PyTorch
-    has no error of its own."""
+    """Tells whether an allocation failed for lack of memory, on a GPU or on a CPU; for a CPU
+    PyTorch has no special error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     is_cpu = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)

@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: str, argv: Sequence[str]) -> int:
-    """Runs one of VERBS and returns its exit status. Prints what stops the verb, and returns 2 for
-    an error that the user can correct or a missing package of an optional extra, 1 where a step of
-    a pipeline fails, the machine has no room for what is asked, or the reader of the output has
-    closed it, and 130 for Ctrl-C."""
+    """Runs one of VERBS and returns its exit status. Prints the error that stops the verb. Returns
+    2 for an error that the user can correct and for a missing package of an extra; 1 where a step
+    of a pipeline fails, memory or disk is full, or the reader of the output has closed it; and 130
+    for Ctrl-C."""
     try:
         module = importlib.import_module(f"minimind.cli.{verb}")
         return getattr(module, "run_process", module.main)(argv)
@@ -103,8 +103,9 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
 
 
 def _drop_unread_output() -> bool:
-    """Tells whether the reader of the output has closed it, as `| head` does. If so, what is left
-    of the output goes nowhere: the interpreter would fail at it again at its end."""
+    """Tells whether the reader of the output has closed it, as `| head` does. If so, discards the
+    rest of the output: the interpreter would otherwise fail again when it flushes the output at its
+    end."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -79,9 +79,9 @@ def _train(argv: Sequence[str] | None) -> int:
 
 
 def _describe_peak(arguments: TrainArguments | None) -> str:
-    """Says what a step's tensors need, as a rehearsal finds it; "" where there is none to be had
+    """Says what a step's tensors need, as a rehearsal finds it; "" where no rehearsal is possible
     now."""
-    # Whatever the rehearsal meets, the error that is being reported comes first.
+    # An error of the rehearsal must not hide the error that is being reported.
     with contextlib.suppress(Exception):
         run = Run.of(arguments) if arguments and read_ranks().world_size == 1 else None
         if run and not why_not(run.resolved):
@@ -90,8 +90,8 @@ def _describe_peak(arguments: TrainArguments | None) -> str:
 
 
 def next_command(run: Run) -> str:
-    """Gives the command that users want next: the one that teaches a model of text to answer, or
-    the one that opens a chat."""
+    """Gives the command that users probably want next: training a text model to answer, or opening
+    a chat."""
     program = Path(sys.argv[0])
     is_script = program.name == "train.py"
     verb, suffix = (f"python {program.parent}/", ".py") if is_script else ("minimind ", "")
@@ -121,7 +121,7 @@ def run_process(argv: Sequence[str] | None = None) -> NoReturn:
             end_after_main(ranks)
     except LostRankError:
         status = 1
-        if not ranks.is_main:  # it may be the lost one, for which nobody can wait
+        if not ranks.is_main:  # the main rank may be the lost one
             time.sleep(HEAD_START_S)
     if status == 1 and ranks.world_size > 1:
         os._exit(status)  # nothing waits for ranks that may be lost

@@ -11,8 +11,8 @@ from minimind.config.spelling import did_you_mean
 
 
 class VerbParser(argparse.ArgumentParser):
-    """Is an ArgumentParser that names an unknown flag, with a guess at what was meant, before it
-    says what is missing: a mistyped flag often is what is missing."""
+    """Parses flags as ArgumentParser does, but reports an unknown flag, with a guess at what was
+    meant, before a missing one: the missing flag is often the mistyped one."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         given = list(sys.argv[1:] if args is None else args)
@@ -21,7 +21,8 @@ class VerbParser(argparse.ArgumentParser):
             flag = argument.partition("=")[0]
             if argument == "--":
                 break
-            # argparse takes what has a space for a value, and the beginning of a flag for the flag.
+            # argparse takes an argument with a space for a value, and the beginning of a flag for
+            # the whole flag.
             if not flag.startswith("--") or " " in argument:
                 continue
             if not any(option.startswith(flag) for option in known):

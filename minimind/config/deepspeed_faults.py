@@ -16,13 +16,13 @@ from minimind.errors import ConfigError
 _OPTIMIZERS: dict[str, tuple[int, str]] = {
     "lbfgs": (0, "it asks for the loss anew within a step"),
     "sparseadam": (0, "the gradients here are dense"),
-    "adafactor": (1, "ZeRO lays flat the rows that it goes by"),
+    "adafactor": (1, "ZeRO flattens the matrices whose rows it needs"),
     "adagrad": (
         1,
         "DeepSpeed makes it anew there, without the weight decay and the rates of its groups",
     ),
 }
-"""For each optimizer's lower-case name: from which ZeRO stage on it goes wrong, and why."""
+"""By an optimizer's lower-case name: the first ZeRO stage at which it trains wrongly, and why."""
 
 
 def check_faults(ds: Mapping[str, Any], stage: int, precision: str, clip_value: float) -> None:

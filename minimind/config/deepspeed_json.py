@@ -151,7 +151,7 @@ def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
             _put(ds, path, "auto")
     # DeepSpeed's own timer waits for the device twice in each micro-batch unless it is turned off.
     ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
-    if "bf16" in ds:  # it would look at each gradient, and wait; the norm tells the same
+    if "bf16" in ds:  # it checks each gradient and waits for the device; the norm shows the same
         ds["bf16"].setdefault("check_grad_overflow", False)
 
 

@@ -1,7 +1,7 @@
 """Lists the keys that a DeepSpeed JSON may have.
 
-DeepSpeed silently accepts unknown keys at the top level, and in the sections that it reads key by
-key; here both are errors. Its other sections have schemas of their own, which refuse unknown keys
+At the top level, and in the sections that it reads key by key, DeepSpeed silently accepts unknown
+keys; here they are errors. For the other sections DeepSpeed has schemas, which refuse unknown keys
 when the engine starts.
 """
 
@@ -90,14 +90,14 @@ REFUSED_KEYS = {
     "autotuning": "DeepSpeed's autotuner ends the run without training",
     "bfloat16": "spell it bf16",
     "compression_training": "training is in bf16, fp16 or fp32",
-    "curriculum_learning": "the loader is the project's own",
-    "data_efficiency": "the loader is the project's own",
-    "dataloader_drop_last": "the loader is the project's own",
+    "curriculum_learning": "MiniMind has its own data loader",
+    "data_efficiency": "MiniMind has its own data loader",
+    "dataloader_drop_last": "MiniMind has its own data loader",
     "elasticity": "it changes the batch size during a run; give train_batch_size",
     "expert_parallel": "the models are not split over ranks",
-    "hybrid_engine": "generation has an engine of its own",
+    "hybrid_engine": "MiniMind generates with its own engine",
     "managed_gradient_accumulation": "the loop counts the micro-batches itself",
-    "nebula": "checkpoints are the project's own",
+    "nebula": "MiniMind writes its own checkpoints",
     "pipeline": "there are no pipeline stages",
     "sparse_gradients": "the embedding's gradient is dense",
     "tensor_parallel": "the models are not split over ranks",

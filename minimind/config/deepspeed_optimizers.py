@@ -58,8 +58,8 @@ DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
     "muon": frozenset({"betas", "eps", "lr", "momentum", "weight_decay"}),
     "musgd": None,
 }
-"""The parameters of each optimizer, by its lower-case name. None: those of PyTorch's optimizer of
-that name, or unknown."""
+"""The parameters of each optimizer, by its lower-case name. None: the optimizer takes the
+parameters of PyTorch's optimizer of that name, or they are unknown."""
 _NOT_TORCHS = frozenset({"bias_correction", "fp32_optimizer_states", "set_grad_none"})
 """Parameters of DeepSpeed's own Adam that PyTorch's does not have."""
 OPTIMIZER_PARAMS = {
@@ -98,9 +98,9 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
 
 
 def optimizer_type(ds: Mapping[str, Any], recipe: Recipe, given: Container[str]) -> str:
-    """Gives the optimizer of a JSON. "auto" stands for the recipe's; where the states lie off the
-    device for AdamW, unless the command line (`given`) asks for another. Raises ConfigError for a
-    name that is none."""
+    """Gives the optimizer of a JSON. "auto" stands for the recipe's optimizer; where the states are
+    offloaded it stands for AdamW, unless the command line (`given`) names another. Raises
+    ConfigError for a recipe's optimizer that does not exist."""
     section = ds.get("optimizer") or {"type": "auto"}
     if section["type"] != "auto":
         return section["type"]

@@ -1,4 +1,4 @@
-"""Lists the learning-rate schedulers that a DeepSpeed JSON may name, and describes what they do to
+"""Lists the learning-rate schedulers that a DeepSpeed JSON may name, and describes their effect on
 a run."""
 
 from __future__ import annotations

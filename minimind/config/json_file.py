@@ -31,7 +31,7 @@ def load_json(path: str | Path, **options: Any) -> Any:
 
 
 def read_json_fields(path: Path, **options: Any) -> dict[str, Any]:
-    """Reads a JSON file of fields, whose names nobody has checked yet; `options` are those of
+    """Reads a JSON file of fields, without checking their names; `options` are those of
     `json.loads`. Raises ConfigError."""
     try:
         values = load_json(path, **options)
@@ -45,8 +45,8 @@ def read_json_fields(path: Path, **options: Any) -> dict[str, Any]:
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes an object of JSON, as `object_pairs_hook`. Raises ValueError for a key that stands
-    twice, of which `json.loads` would take the last."""
+    """Makes an object of JSON, as `object_pairs_hook`. Raises ValueError for a key that occurs
+    twice; `json.loads` would silently take its last value."""
     data = dict(pairs)
     if len(data) < len(pairs):
         seen: set[str] = set()
@@ -66,8 +66,8 @@ def parse_json(text: str, **options: Any) -> Any:
 
 
 def check_depth(text: str, value: Any) -> None:
-    """Raises ValueError where what was parsed of `text` is nested too deep. Most texts have too few
-    brackets for it, and their value is not walked through."""
+    """Raises ValueError where `value`, parsed from `text`, is nested too deep. The value of a text
+    with too few brackets for that is not walked through."""
     if text.count("{") + text.count("[") <= MAX_DEPTH:
         return
     level = [value] if isinstance(value, dict | list) else []

@@ -17,14 +17,15 @@ from minimind.errors import ConfigError
 _MAX_EXPERTS, _MAX_EXPERTS_PER_TOK = 256, 8
 """The limits of the routing kernel."""
 MAX_LAYERS, _MAX_SIZE = 1024, 1 << 24
-"""The most layers (or shared experts) and the largest other size: far above any model's, so that a
-file with a size that nobody can build is refused before anything loops over it or allocates it."""
+"""The largest number of layers (or shared experts), and the largest other size. They are far above
+those of any model, so that a file with an impossible size is refused before code loops over it or
+allocates it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Describes a transformer. Field names are Hugging Face's; those of the experts come from
-    Qwen3-MoE or, where that has none, from DeepSeek.
+    """Describes a transformer. Field names are Hugging Face's; the names of the experts' fields are
+    Qwen3-MoE's or, where it has none, DeepSeek's.
 
     Where they are 0, `head_dim` and `intermediate_size` follow from `hidden_size`, and with experts
     `moe_intermediate_size` follows from `intermediate_size`.
@@ -172,7 +173,7 @@ class ModelConfig:
     @property
     def router_learns_from_aux_loss_alone(self) -> bool:
         """Tells whether the router gets gradient from the auxiliary loss only: a single expert's
-        weight divided by itself is 1, whatever the router says."""
+        weight divided by itself is always 1."""
         return self.num_experts > 0 and self.num_experts_per_tok == 1 and self.renormalizes_experts
 
     @property

@@ -29,7 +29,7 @@ FLAGS = {
     "sample_every": "sample_every",
     "seed": "seed",
 }
-"""Options that have a flag of their own, by its name. --set takes these and all others."""
+"""Options that have their own flag, with its name. --set takes these and all other options."""
 SCHEDULE_NAMES = ("cosine", "wsd")
 """The names of engine/schedule.py's schedules."""
 
@@ -85,7 +85,7 @@ class Recipe:
     adam_eps: float = option(1e-8, "AdamW's epsilon")
     gradient_clipping: float = option(1.0, "largest gradient norm (0: no clipping)")
     clip_value: float = option(
-        0.0, "largest absolute value of a gradient's element, held to before its norm (0: none)"
+        0.0, "clip each gradient element to this absolute value, before the norm is taken (0: off)"
     )
     lr_factors: dict[str, float] = option_table("learning rate factor by a pattern of names")
     weight_decay_factors: dict[str, float] = option_table("weight decay factor by pattern")
@@ -123,12 +123,13 @@ class Recipe:
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
     rank_timeout_s: float = option(
         180.0,
-        "seconds without a sign of life of a rank, or without progress of any (ten of the longest "
-        "pauses so far at least), after which a run of several ranks names the lost one and ends",
+        "a run of several ranks ends, and names the lost rank, after so many seconds without a "
+        "sign of life from it, or without progress of any rank (then at least ten times the "
+        "longest pause so far)",
     )
     new_tokenizer: bool = option(
         False,
-        "--tokenizer may mean other tokens by its ids than the checkpoint: they are learnt anew",
+        "the ids of --tokenizer may mean other tokens than the checkpoint's: they are learnt anew",
     )
 
     @property

@@ -28,7 +28,8 @@ ROPE_FIELDS: dict[str, tuple[str, ...]] = {
         "original_max_position_embeddings",
     ),
 }
-"""The fields of each rope_type, under Hugging Face's names. All but YaRN's must be given."""
+"""The fields of each rope_type, under Hugging Face's names. YaRN's have defaults; the others must
+be given."""
 
 
 def check_rope_scaling(value: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ _MOST = 3
 _BEST_BY = 0.1
 """Guesses whose similarity is this much below the best one's are left out."""
 _LONG_ENOUGH, _LONG, _VERY_LONG = 4, 8, 10
-"""The least letters of a name that allow for one letter too many, one wrong letter, and several
-slips: in shorter names a slip can make another word."""
+"""The least lengths at which a name counts as misspelt by one letter too many, by one wrong letter,
+and by several mistakes: in a shorter name such a mistake can make another word."""
 _NEARLY_ALL = 0.9
 _OF_AN_ID = ("_id", "_ids")
-"""Endings that make another name instead of a misspelling: conversation_id is not a misspelt
+"""Endings that make another name, not a misspelling: conversation_id is not a misspelt
 conversation."""
 
 
@@ -90,7 +90,7 @@ def did_you_mean(given: str, known: Iterable[str], spell: Callable[[str], str] =
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Gives such a guess for a path whose folder exists and whose file name does not."""
+    """Gives the same text for a path whose folder exists and whose file does not."""
     try:
         beside = [entry.name for entry in path.parent.iterdir()]
     except OSError:

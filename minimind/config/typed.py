@@ -8,7 +8,7 @@ from typing import Any
 from minimind.errors import ConfigError
 
 _WORDS = {"a valid array": "a list", "an object": "a table"}
-"""Replaces pydantic's names of types by ones that users know."""
+"""Replaces pydantic's names of types by names that users know."""
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -22,7 +22,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         wrong = error.errors(include_url=False)[0]
         place = where + "".join(f"[{key}]" for key in wrong["loc"])
         start, _, wanted = wrong["msg"].partition("Input should be ")
-        if start:  # of a list that is too short or too long
+        if start:  # pydantic's message about a list that is too short or too long
             raise ConfigError(f"{place} of {value!r}: {start}") from None
         raise ConfigError(
             f"{place} is {wrong['input']!r}; it must be {_WORDS.get(wanted, wanted)}"

@@ -23,7 +23,7 @@ ASKED = ("instruction", "question", "query", "problem")
 GIVEN = ("input", "context")
 SAID = ("output", "response", "answer", "target", "solution")
 TOOL_KEYS = {
-    "tools": "what can be called; JSON or a string of it",
+    "tools": "the functions that can be called; JSON or a string of JSON",
     "functions": "the same in OpenAI's first form",
 }
 SHARED_KEYS = {
@@ -53,10 +53,10 @@ def read_shared(data: Mapping[str, Any]) -> Data:
 
 
 def read_list(data: Data, key: str, unread: set[str]) -> Data:
-    """Reads a conversation from a list of turns, or from a string that holds the list as JSON. It
-    may begin with any role."""
+    """Reads a conversation from a list of turns, or from a string that holds the list as JSON. The
+    conversation may begin with any role."""
     if key not in data:
-        return data  # the format says so, with the keys that there are
+        return data  # the format reports the missing key
     turns = read_turns(unpack_turns(data[key], f'"{key}"'), f'"{key}"', unread)
     if len(data) == 1 and turns is data.get("conversations"):
         return data
@@ -161,8 +161,8 @@ COMPLETION_KEYS = {
     **SHARED_KEYS,
 }
 ALPACA_KEYS = {
-    **dict.fromkeys(ASKED, "what the user asks"),
-    **dict.fromkeys(GIVEN, "more of it, a line below"),
+    **dict.fromkeys(ASKED, "the user's question"),
+    **dict.fromkeys(GIVEN, "more of the question, on the next line"),
     "history": "earlier questions and answers, [[question, answer], …]",
     **dict.fromkeys(SYSTEM, "the system prompt"),
 }

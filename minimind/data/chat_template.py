@@ -110,7 +110,7 @@ def render_chat(
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
         "enable_thinking": enable_thinking,
-        "open_thinking": enable_thinking,  # the original's name of it
+        "open_thinking": enable_thinking,  # the original's name for the option
         **(special_tokens or {}),
     }
     try:

@@ -1,6 +1,6 @@
 """Recognises how a file holds its rows: as JSON lines, a JSON array, Parquet or plain text, the
-texts perhaps compressed. For any other file an error says what it is. The content decides; only
-whether a file is plain text depends on its name."""
+texts perhaps compressed. For any other file an error says what it is. The content decides which it
+is, except that a file is plain text only by its name."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ _JSON = "JSON lines, a JSON array, Parquet, or plain text under a name that ends
 FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "decompress it: zstd -d FILE"),
     (b"\x04\x22\x4d\x18", "is compressed by lz4", "decompress it: lz4 -d FILE"),
-    (b"PK\x03\x04", "is a zip archive (or .xlsx, .docx, …)", f"unpack it; what is read is {_JSON}"),
-    (b"Rar!", "is a rar archive", f"unpack it; what is read is {_JSON}"),
-    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", f"unpack it; what is read is {_JSON}"),
+    (b"PK\x03\x04", "is a zip archive (or .xlsx, .docx, …)", f"unpack it; MiniMind reads {_JSON}"),
+    (b"Rar!", "is a rar archive", f"unpack it; MiniMind reads {_JSON}"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", f"unpack it; MiniMind reads {_JSON}"),
     (b"ARROW1", "is an Arrow file", 'save it as Parquet: datasets.Dataset.from_file("FILE").'
      'to_parquet("FILE.parquet")'),
     (b"\xff\xff\xff\xff", "is an Arrow stream", 'save it as Parquet: datasets.Dataset.from_file('
@@ -88,13 +88,13 @@ FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3", "is a SQLite database", "export its rows as JSON lines"),
     (b"%PDF", "is a PDF", "extract its text: pdftotext FILE FILE.txt"),
     (b"\x89HDF", "is an HDF5 file", "export its rows as JSON lines"),
-    (b"\x93NUMPY", "is a NumPy array", "what is read is text; tokens are made from it"),
+    (b"\x93NUMPY", "is a NumPy array", "give the text: MiniMind makes the tokens itself"),
     (b"Obj\x01", "is an Avro file", "export its rows as JSON lines or Parquet"),
     (b"ORC", "is an ORC file", "export its rows as JSON lines or Parquet"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the data", "fetch it: git lfs pull"),
     (b"<!DOCTYPE html", "is a web page", "download the file itself"),
     (b"<html", "is a web page", "download the file itself"),
-    (b"---\n", "is YAML", f"what is read is {_JSON}"),
+    (b"---\n", "is YAML", f"MiniMind reads {_JSON}"),
 )  # fmt: skip
 _WORDS = (b"Rar!", b"ORC", b"<!DOCTYPE html", b"<html", b"---\n")
 """Byte patterns that may also begin a plain text."""
@@ -187,7 +187,7 @@ def _mistake_of_lines(lines: list[bytes]) -> _Refusal | None:
 
 def _find_other_text(lines: list[bytes], suffix: str) -> _Refusal | None:
     """Finds the kind of a text that is no JSON, by its name, or by its lines."""
-    what, todo = FOREIGN_BY_NAME.get(suffix), f"what is read is {_JSON}"
+    what, todo = FOREIGN_BY_NAME.get(suffix), f"MiniMind reads {_JSON}"
     if what is None:
         if any(line.startswith((b"{", b"[")) for line in lines):
             return None
@@ -216,7 +216,7 @@ def _check_encoding(path: str, head: bytes) -> None:
     found = find_encoding(head, is_cut=len(head) == HEAD_BYTES)
     if found is None:
         if b"\0" in head[:1024]:
-            _refuse(path, "is binary", f"what is read is {_JSON}")
+            _refuse(path, "is binary", f"MiniMind reads {_JSON}")
         return
     by = "" if found.name.startswith("UTF") else " by its bytes"
     what = f"is {found.name}{by}, and only UTF-8 is read"
@@ -228,8 +228,8 @@ def _check_encoding(path: str, head: bytes) -> None:
 
 
 def _is_lines_of_lists(lines: list[bytes], is_cut: bool) -> bool:
-    """Tells whether each line is a complete list: an array of rows ends after one line, or goes
-    on."""
+    """Tells whether each line is a complete list. An array of rows is one list, on one line or over
+    several."""
     whole = lines[:-1] if is_cut else lines
     return len(whole) > 1 and all(line.startswith(b"[") and _parses(line) for line in whole[:2])
 

@@ -61,8 +61,8 @@ class DataFile:
     """The blake2b hash of all bytes; "" until they have been read. Cache keys contain it and
     `kinds`."""
     states: tuple[tuple[int, ...], ...] = ()
-    """Describes each file before its bytes were read: inode, size, time of change. Where these have
-    changed afterwards, the digest may be that of other bytes."""
+    """Describes each file before its bytes were read: inode, size, time of change. If these change
+    later, the digest may no longer fit the bytes."""
     others: tuple[str, ...] = ()
     """The names of a folder's files that are not read."""
 

@@ -42,7 +42,7 @@ DATASET_DIALECTS = (
         title="xLAM's query and calls",
         example='{"query": "…", "answers": [{"name": "…", "arguments": {…}}], "tools": [{…}]}',
         keys=build_keys(
-            {"query": "what the user asks", "answers": "the calls; JSON or a string of it"},
+            {"query": "the user's question", "answers": "the calls; JSON or a string of JSON"},
             TOOL_KEYS,
             refused=CHAT_REFUSED,
         ),

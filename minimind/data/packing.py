@@ -59,12 +59,13 @@ def plan_packing(
     split_long: bool = True,
     documents_per_unit: int = 1,
 ) -> PackingPlan:
-    """Packs documents of `lengths` tokens into rows of `seq_len` tokens: best fit decreasing within
-    windows of shuffled documents; rows that one window leaves open are offered to the next.
+    """Packs documents of `lengths` tokens into rows of `seq_len` tokens: best fit decreasing,
+    within windows of shuffled documents. A row that one window does not fill takes documents of the
+    next.
 
     Each `documents_per_unit` successive documents form a unit, which goes into one row. A document
-    longer than a row is split into pieces, each of which begins with the last token of the piece
-    before, so that every transition between tokens is kept. Without `split_long` the documents of a
+    longer than a row is split into pieces. Each piece begins with the last token of the piece
+    before, so that every transition between tokens stays. Without `split_long` the documents of a
     unit are truncated to the largest common length at which they fit a row together. Windows keep
     rows mixed: sorting all documents at once would put all short ones together. The plan depends
     only on the arguments. Raises ConfigError for a seq_len below 2.
@@ -168,7 +169,8 @@ def _cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.
 
 def plan_unpacked(lengths: np.ndarray, seq_len: int) -> PackingPlan:
     """Gives each document a row of its own, in order. A document of more than `seq_len` tokens is
-    left out, since a truncated prompt asks something else. Raises ConfigError where none fits."""
+    left out, since a truncated prompt would be another question. Raises ConfigError where no
+    document fits."""
     lengths = np.asarray(lengths, dtype=np.int64)
     (fitting,) = np.nonzero(lengths <= seq_len)
     if not len(fitting):

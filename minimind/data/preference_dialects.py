@@ -26,10 +26,10 @@ from minimind.data.transcripts import read_transcript
 from minimind.data.turns import Turn, read_turns
 
 _SIDES = ("chosen", "rejected")
-_SIDE_KEYS = {"chosen": "the better answer", "rejected": "the worse one"}
+_SIDE_KEYS = {"chosen": "the better answer", "rejected": "the worse answer"}
 _LISTS = ("conversations", "messages")
 _TWO = Refusal("a conversation beside the pair: keep the prompt in one place")
-_OPENAI_KEYS = {"preferred_output": "the better answer", "non_preferred_output": "the worse one"}
+_OPENAI_KEYS = {"preferred_output": "the better answer", "non_preferred_output": "the worse answer"}
 _OPENAI_INPUT = KeyTable(
     " of input", {"messages": "the prompt", "tools": SHARED_KEYS["tools"]}, dict(NO_MEDIA)
 )
@@ -38,7 +38,7 @@ _SCORE = re.compile("score|rating|reward|grade|quality")
 
 def _read_own_pair(data: Data, unread: set[str]) -> Data:
     if not all(side in data for side in _SIDES):
-        return data  # the format says so, with the keys that there are
+        return data  # the format reports the missing key
     _check_scores(data)
     read = read_shared(data)
     for side in _SIDES:
@@ -118,7 +118,7 @@ def _read_openai_pair(data: Data, unread: set[str]) -> Data:
 
 def _read_transcripts(data: Data, unread: set[str]) -> Data:
     if any(data.get(side) is None for side in _SIDES):
-        return data  # the format says so
+        return data  # the format reports it
     _check_scores(data)
     read = read_shared(data)
     for side in _SIDES:

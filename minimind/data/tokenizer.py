@@ -135,8 +135,8 @@ class Tokenizer:
         return [] if self.bos_id is None else [self.bos_id]
 
     def least_tokens(self, text: str) -> int:
-        """Gives a number of tokens that `text` has at least, from its bytes and those of the
-        longest token, without encoding it."""
+        """Gives a lower bound of the number of tokens of `text` without encoding it: its bytes over
+        the bytes of the longest token."""
         return -(-len(text.encode(errors="replace")) // self._longest_bytes)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -192,8 +192,9 @@ class Tokenizer:
 
     @cached_property
     def _longest_bytes(self) -> int:
-        """The most bytes of a text that become one token: those of the longest token. A normalizer
-        may have made them from more; NFC makes one character of up to three."""
+        """The most bytes of a text that one token can stand for: the bytes of the longest token,
+        times four where there is a normalizer, which can shorten text (NFC makes one character of
+        up to three)."""
         longest = max(map(len, self._bytes_of_id.values()), default=1) or 1
         return longest if self._spec.get("normalizer") is None else 4 * longest
 

@@ -62,8 +62,8 @@ TURNS = KeyTable(
         "role": "who speaks: " + ", ".join(ROLES),
         "content": 'text, or parts `{"type": "text", "text": …}`, which are joined',
         **dict.fromkeys(REASONING, "the assistant's reasoning"),
-        "tools": "what can be called; JSON or a string of it",
-        "tool_calls": "the calls; JSON or a string of it",
+        "tools": "the functions that can be called; JSON or a string of JSON",
+        "tool_calls": "the calls; JSON or a string of JSON",
         "function_call": "one call, as in OpenAI's first form",
         **dict.fromkeys(WEIGHTS, "0 or false: the assistant's turn is no target"),
         **dict.fromkeys(UNLEARNED, "1 or true: the assistant's turn is no target"),
@@ -76,8 +76,8 @@ TURNS = KeyTable(
         **dict.fromkeys(("train_detail", "training_detail"), _DETAIL),
         **dict.fromkeys(("context", "document", "documents", "instruction", "input"), _BESIDE),
         **dict.fromkeys(("reason", "rationale", "analysis"), _REASON),
-        "functions": Refusal('write what can be called as "tools"'),
-        "channel": Refusal('write what is thought as "reasoning_content" of the turn that says the '
+        "functions": Refusal('write the functions that can be called as "tools"'),
+        "channel": Refusal('write the thought as "reasoning_content" of the turn with the '
                            "answer", applies=lambda value, rest: value != "final"),
         "refusal": Refusal('write the text of a refusal as "content"'),
         "reasoning_details": Refusal('write the reasoning as text, under "reasoning_content"'),

@@ -16,7 +16,7 @@ _REFUSED = {key: why for key, why in CHAT_REFUSED.items() if key not in _LABELS}
 
 def _with_label(data: Data, read: Data) -> Data:
     if not _is_labelled(data):
-        return read  # the format says so
+        return read  # the format reports the missing label
     return {**read, "label": choose(data, tuple(_LABELS))}
 
 

@@ -3,11 +3,11 @@
 checkpoints/step-00000200/engine/    DeepSpeed's shards, one set per rank
                           model/     a Hugging Face folder with fp32 weights and the tokenizer,
                           adapter/   or, where adapters alone are trained, those in PEFT's format
-                          meta.json  what the run was; written last, with every file's size and
+                          meta.json  describes the run; written last, with every file's size and
                                      digest
 checkpoints/latest, best             symbolic links
 
-Other names beside them, such as a user's copies, are nobody's checkpoints.
+Folders with other names, such as a user's copies, do not count as checkpoints.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minimind.runtime.digests import check_digests
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished-"
-"""Begins the name of a folder that is being written or removed."""
+"""The prefix of a folder's name while the folder is being written or removed."""
 _STEP = re.compile(r"step-\d{8}")
 _Table = dict[str, Any]
 
@@ -78,14 +78,14 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: not the description of a checkpoint: {error}") from None
     if missing := sorted(_META.keys() - meta.keys()):
         raise CheckpointError(
-            f"{path}: holds no {missing[0]}, as checkpoints of other versions do: start a new run "
-            "from its weights with --from_checkpoint"
+            f"{path}: holds no {missing[0]}, so another version of MiniMind wrote it: start a new "
+            "run from its weights with --from_checkpoint"
         )
     for name, size in meta["files"].items():
         file = folder / name
         try:
             found = file.stat().st_size if file.is_file() else None
-        except (OSError, ValueError):  # too long a name, or half a character in it
+        except (OSError, ValueError):  # the name is too long, or holds a lone surrogate
             found = None
         if found is None:
             raise CheckpointError(f"{str(file)[:300]}: missing from the checkpoint")
@@ -111,9 +111,9 @@ def list_steps(folder: Path) -> list[Path]:
 
 def find_latest(folder: Path, before: int | None = None) -> Checkpoint | None:
     """Finds the newest complete checkpoint in a run's `checkpoints` folder, reading every byte of
-    it, and warns of damaged ones that it skips. One of a step below `before` is taken before any
-    other. Gives None where there are no checkpoints; raises CheckpointError where all are
-    damaged."""
+    it, and warns of damaged ones that it skips. A checkpoint of a step below `before` is preferred
+    to any later one. Gives None where there are no checkpoints; raises CheckpointError where all
+    are damaged."""
     problems = []
     newest_first = reversed(list_steps(folder))
     for step in sorted(newest_first, key=lambda s: before is not None and step_of(s) >= before):
@@ -135,8 +135,8 @@ def needs_conversion(
     checkpoint: Checkpoint, world_size: int, zero_stage: int, ds_config: dict[str, Any]
 ) -> bool:
     """Tells whether the shards were saved by another number of ranks, or under another ZeRO stage
-    or precision, under which DeepSpeed lays its states out differently. Raises CheckpointError for
-    another optimizer, which would not know the states."""
+    or precision. DeepSpeed's states are then laid out differently and must be converted. Raises
+    CheckpointError where the run has another optimizer, which could not use the states."""
     meta = checkpoint.meta
     saved, now = (
         (config.get("optimizer") or {}).get("type") for config in (meta["ds_config"], ds_config)
@@ -155,12 +155,13 @@ def needs_conversion(
 
 
 def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
-    """Raises CheckpointError where the teacher or reference no longer has the weights it had when
-    the run began. A helper may be named by a run's folder, whose best checkpoint may have
-    changed."""
+    """Raises CheckpointError where the weights of the teacher or reference have changed since the
+    run began. They can change where a run's folder names the helper: its best checkpoint may be a
+    newer one."""
     if checkpoint.meta["helpers_fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{checkpoint.folder} was trained beside other weights than its teacher or reference "
-            "has now: a run's best checkpoint may be another one since. Resume with the one it "
-            "began with: --from_checkpoint RUN/checkpoints/step-N (--set teacher=… for a teacher)"
+            "has now: perhaps a run's folder names it, whose best checkpoint is another one since. "
+            "Resume with the one that the run began with: --from_checkpoint "
+            "RUN/checkpoints/step-N (--set teacher=… for a teacher)"
         )

@@ -2,8 +2,8 @@
 
 A save has two parts. While the ranks wait, the state is copied: DeepSpeed writes the shards, from
 memory to the system's cache, and rank 0 gathers the weights. The rest is done in the background
-while the ranks train: the weights' files, the flush to disk, the digests, and the rename by which
-the checkpoint comes to be there.
+while the ranks train: the weights' files, the flush to disk, the digests, and the rename that makes
+the checkpoint visible.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from minimind.runtime.whole_files import flush_to_disk
 logger = logging.getLogger(__name__)
 
 _TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter")
-"""Parts of PyTorch's own words where a file cannot be written; they name no cause."""
+"""Parts of PyTorch's error messages where a file cannot be written; the messages name no cause."""
 
 
 class CheckpointStore:
@@ -48,8 +48,8 @@ class CheckpointStore:
         keep_every: int = 0,
         saved: Callable[[Path, bool], None] = lambda *_: None,
     ) -> None:
-        """`saved` is called on rank 0 with each finished checkpoint, and whether it is the best, in
-        a background thread."""
+        """`saved` is called in a background thread of rank 0, with the folder of each finished
+        checkpoint and whether that is the best one."""
         self.folder = folder
         self._engine = engine
         self._keep, self._keep_every = keep, keep_every
@@ -157,14 +157,14 @@ class CheckpointStore:
                 self._saved(final, is_best)
         except Exception as error:  # another rank's process has ended
             problem = self._give_up(final, unfinished, [str(error) or repr(error)])
-            problem.__cause__ = error  # by which the run finds out that a rank is lost
+            problem.__cause__ = error  # the run reads it to find out whether a rank is lost
             self._problem = problem
 
     def _agree(
         self, gather: Callable[[list[str]], list[str]], work: Callable[[], None]
     ) -> list[str]:
-        """Does this rank's share of a work and gives the problems of all ranks: none where each has
-        done its share."""
+        """Calls `work` on this rank, and gives the problems of all ranks; an empty list means that
+        every rank has succeeded."""
         ranks, problem = self._engine.ranks, _problem_of(work)
         if problem and ranks.world_size > 1:
             problem = f"rank {ranks.rank}: {problem}"

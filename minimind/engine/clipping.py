@@ -29,7 +29,7 @@ def clip_replicated(
     module: nn.Module, max_norm: float, max_value: float, loss_scale: float
 ) -> Tensor:
     """Clips gradients that every rank holds in full, and gives their norm before it is limited to
-    `max_norm` (fp64 scalar). Used at ZeRO stage 0, where DeepSpeed computes no norm, or one of
+    `max_norm` (fp64 scalar). Used at ZeRO stage 0, where DeepSpeed computes no norm, or the norm of
     gradients rounded to 16 bits.
 
     The gradients come multiplied by `loss_scale`. A limit of 0 means no limit.
@@ -44,11 +44,11 @@ def clip_replicated(
 
 
 def clip_on_device(optimizer: Any, max_value: float, *, skips: bool = False) -> None:
-    """Replaces the clipping of DeepSpeed's ZeRO optimizer: by `max_value`, if it is not 0, and by
-    the norm in its JSON, on the device. DeepSpeed's own clipping stays where the optimizer states
-    are on the CPU, and where this version of DeepSpeed has other internal names; there a
-    `max_value` raises ConfigError. With `skips` a step is skipped whose gradient is not finite,
-    whatever the JSON says of bf16."""
+    """Makes DeepSpeed's ZeRO optimizer clip on the device: each element to `max_value`, if that is
+    not 0, and the gradient to the norm in its JSON. DeepSpeed's own clipping stays where the
+    optimizer states are on the CPU, and where the installed DeepSpeed has other internal names; in
+    the latter case a `max_value` raises ConfigError. With `skips`, a step whose gradient is not
+    finite is skipped, whatever the JSON says about bf16."""
     if skips and hasattr(optimizer, "check_grad_overflow"):
         optimizer.check_grad_overflow = True
     offloads = ("cpu_offload", "offload_optimizer")
@@ -186,7 +186,7 @@ def _step_with(optimizer: Any, module: ModuleType, functions: dict[str, Any]) ->
 
 def _norm_over_ranks(grads: Sequence[Tensor], group: Any, dtype: torch.dtype) -> Tensor:
     """Gives the norm of a gradient whose parts are spread over the ranks of `group`; -1 where it is
-    not finite, as DeepSpeed does. `dtype` is the one in which the ranks' squares are summed."""
+    not finite, as in DeepSpeed. The ranks' squares are summed in `dtype`."""
     own = [grad for grad in grads if not getattr(grad, "_zero_padding", False)]
     # A rank may hold only padding.
     total = _norms(own or grads).pow(2).sum().to(dtype)

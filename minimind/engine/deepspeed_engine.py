@@ -42,7 +42,7 @@ TAG = "engine"
 def import_deepspeed(device: Device) -> Any:
     """Imports DeepSpeed late, since the import takes seconds, and quietly, since it logs which
     accelerator it found."""
-    if device.kind == "cpu" or not torch.cuda.is_available():  # a dry run's GPU may not be here
+    if device.kind == "cpu" or not torch.cuda.is_available():  # a dry run's GPU may be elsewhere
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("DS_LOG_LEVEL", "ERROR")
@@ -65,7 +65,7 @@ def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
     config = without_monitors(ds_config)
     if zero_stage(config) == 0:
         config = replicated.left_to_deepspeed(config)
-    config.pop("train_batch_size")  # that of all ranks, who may not have joined yet
+    config.pop("train_batch_size")  # it counts all ranks, which may not have joined yet
     with refusals(deepspeed):
         deepspeed.DeepSpeedConfig(config)
 
@@ -170,7 +170,7 @@ class DeepSpeedEngine:
         return [text for theirs in gather(list(texts)) for text in theirs]
 
     def gather_apart(self, texts: Sequence[str]) -> list[str]:
-        """Gives every rank's strings as `gather_texts` does, over connections of its own, so that
+        """Gives every rank's strings as `gather_texts` does, but over separate connections, so that
         one background thread of each rank may call it while the ranks train."""
         return [text for theirs in gather(list(texts), self._apart) for text in theirs]
 
@@ -257,8 +257,8 @@ class DeepSpeedEngine:
             )
 
     def set_states(self, states: SavedStates, step: int) -> None:
-        """Sets what the optimizer and the JSON's scheduler remember after `step` steps. The weights
-        were set before the engine took the module."""
+        """Sets the states of the optimizer and of the JSON's scheduler, as they are after `step`
+        steps. The weights must have been set before the engine took the module."""
         set_states(self._engine.optimizer, self.zero_stage, self.module, states)
         if self.has_scheduler and states.scheduler:
             self._engine.lr_scheduler.load_state_dict(states.scheduler)

@@ -1,4 +1,4 @@
-"""Decides what becomes of a step whose loss or gradient is not finite."""
+"""Decides whether a run goes on after a step whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _ROWS_NAMED = 20
 
 
 class FaultySteps:
-    """Ends a run at a step that is not finite, or counts it as skipped where the recipe lets it.
-    All ranks call its methods, at the same points."""
+    """Ends a run at a step whose loss or gradient is not finite, or counts the step as skipped
+    where the recipe allows that. All ranks call its methods, at the same points."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class FaultySteps:
         loss, grad_norm = found.any_loss, float(found.grad_norm)
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return
-        if math.isfinite(loss) and self._engine.precision == "fp16":  # its loss scaling's business
+        if math.isfinite(loss) and self._engine.precision == "fp16":  # loss scaling skips it
             said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
             self._callbacks.say(said, step, self._engine.loss_scale)
             return

@@ -225,7 +225,7 @@ class Loop(Generic[InT, OutT]):
         while len(self._pending) > keep:
             pending = self._pending.popleft()
             found = pending.read()
-            self._record()  # of the step before, whatever this one brings
+            self._record()  # of the step before, as this one may end the run
             self._faulty.check(pending.step, found, self._num_micro_batches)
             has_checkpoint = self._saving.has_checkpoint
             self._spikes.check(pending.step, found.mean_loss, has_checkpoint=has_checkpoint)

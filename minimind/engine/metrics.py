@@ -40,11 +40,12 @@ _FORMATS = {
 }
 """The number formats of columns; all others have six digits."""
 _OTHER_COLUMNS = ("step", "loss", "val_loss", "tokens")
-"""The columns that metrics.png does not show: loss.png does, or the number says no more than the
-step."""
+"""The columns that metrics.png does not show: the losses are in loss.png, and the other two only
+count up."""
 _REDRAWN_AFTER_S, _REDRAWN_AFTER_TIMES = 15.0, 20
-"""The least seconds between two drawings of the plots, which take as long as several steps of a
-small model; and how many times longer than the last drawing they are, which grows with the rows."""
+"""The plots are drawn again no sooner than so many seconds after the last drawing, since drawing
+takes as long as several steps of a small model; and no sooner than so many times the last drawing's
+duration, which grows with the number of rows."""
 
 
 class MetricsLog:

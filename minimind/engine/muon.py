@@ -1,9 +1,9 @@
 """Defines Muon: it updates matrices by orthogonal matrices, and all other weights as AdamW does.
 
-DeepSpeed has a Muon of its own. It clips the updates that it has made orthogonal instead of the
-gradients, so that the usual limit of 1 stops the matrices from learning; it forgets the rates of
-its parameter groups; and at stage 2 it keeps the momentum in 16 bits. This one steps as DeepSpeed's
-ZeRO asks any optimizer of PyTorch's to.
+DeepSpeed's own Muon is not used. It clips the orthogonal updates instead of the gradients, so that
+the usual limit of 1 stops the matrices from learning; it forgets the rates of its parameter groups;
+and at stage 2 it keeps the momentum in 16 bits. This Muon is an ordinary optimizer of PyTorch,
+which DeepSpeed's ZeRO steps like any other.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """The polynomial aX + bX³ + cX⁵ that brings singular values of 0 to 1 close to 1."""
 _ITERATIONS = 5
 _RMS = 0.2
-"""The root mean square of AdamW's updates, about, which a matrix's update is given: so both kinds
-of weights learn at one learning rate (Liu et al., "Muon is Scalable for LLM Training", 2025)."""
+"""The root mean square to which a matrix's update is scaled. AdamW's updates have about the same,
+so both kinds of weights learn at one learning rate (Liu et al., "Muon is Scalable for LLM
+Training", 2025)."""
 
 
 def orthogonalized(x: Tensor) -> Tensor:
@@ -46,9 +47,9 @@ def orthogonalized(x: Tensor) -> Tensor:
 def initialize_arguments(
     module: nn.Module, recipe: Recipe, config: Mapping[str, Any], precision: str
 ) -> dict[str, Any]:
-    """Gives `deepspeed.initialize` the resolved JSON and the trained parameters of `module`, or for
-    Muon the optimizer that holds them, and the JSON without its type: told of that, DeepSpeed would
-    make the gradients orthogonal itself."""
+    """Gives the arguments of `deepspeed.initialize`: the resolved JSON and the trained parameters
+    of `module`. For Muon they are an optimizer that holds the parameters, and the JSON without its
+    optimizer: if the JSON named Muon, DeepSpeed would make the gradients orthogonal itself."""
     groups = parameter_groups(module, recipe)
     if not is_muon(recipe.optimizer):
         return {"config": config, "model_parameters": groups}
@@ -68,7 +69,7 @@ class Muon(torch.optim.AdamW):
     names, which conversions of checkpoints know. A weight that fuses several matrices (q, k and v;
     gate and up; an expert each) is updated matrix by matrix.
 
-    `dtype` is the one of the iterations: fp32 makes the steps of several ranks those of one.
+    The iterations compute in `dtype`; with fp32, several ranks take the same steps as one.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class Muon(torch.optim.AdamW):
         momentum: float = 0.95,
         **adamw: Any,
     ) -> None:
-        """`rows` tells of each matrix parameter how many rows each matrix in it has; `adamw` are
-        AdamW's options."""
+        """`rows` gives, for each matrix parameter, the number of rows of each matrix fused in it;
+        `adamw` are AdamW's options."""
         super().__init__([dict(group) for group in groups], **adamw)
         self._rows, self._momentum, self._dtype = dict(rows), momentum, dtype
         self._parts: dict[Tensor, list[Part]] = {}
@@ -160,7 +161,7 @@ def one_by_one(stacks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def by_shape(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """Gives the same, all matrices of one shape computed at once."""
+    """Yields the same as `one_by_one`, but computes all matrices of one shape at once."""
     places: dict[torch.Size, list[int]] = {}
     for place, stack in enumerate(stacks):
         places.setdefault(stack.shape[1:], []).append(place)

@@ -3,8 +3,8 @@ compilation left.
 
 PyTorch creates a file `lock` in the operator's folder while it compiles. A killed process leaves
 that file there, and every later process would wait silently for it to vanish
-(torch/utils/file_baton.py). Half-written objects need no care: ninja builds anew whatever its own
-log does not call finished.
+(torch/utils/file_baton.py). Half-written object files do no harm: ninja rebuilds each file that its
+log does not record as finished.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def clear_way(name: str, folder: Path) -> None:
         holders = _find_holders(lock)
         looks = 0 if holders else looks + 1
         if looks >= _LOOKS and _unchanged_s(folder) >= patience_s:
-            logger.info("removing %s, which a compilation that was killed has left", lock)
+            logger.info("removing %s, left by a compilation that was killed", lock)
             lock.unlink(missing_ok=True)
         elif (holders or looks >= _LOOKS) and not told:
             who = f"process {holders[0]}" if holders else "perhaps another machine"

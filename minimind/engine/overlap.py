@@ -4,7 +4,7 @@ backward.
 With `overlap_comm` DeepSpeed 0.19.8 reduces gradients on a second stream, and synchronises the
 whole device after each backward before it frees them. It is enough that the computing stream waits
 for the second one: freed memory is reused on the computing stream, or on the second stream after
-that has waited for the computing stream, as it does before each bucket.
+the second stream has waited for the computing stream, as it does before each bucket.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class StepNumbers(Numbers):
 
     @classmethod
     def of_step(cls, updates: Sequence[StepNumbers], losses: Sequence[Tensor]) -> StepNumbers:
-        """Combines the updates of a step: means of all numbers, but the sum of `tokens`. `losses`
+        """Combines the updates of a step: it sums `tokens` and averages all other numbers. `losses`
         are those of all micro-batches."""
         found, *others = updates
         if others:
@@ -116,8 +116,8 @@ class StepNumbers(Numbers):
 
     @property
     def any_loss(self) -> float:
-        """Gives `mean_loss`, or the sum of a step that has no mean: it is not finite if any loss in
-        the step is not."""
+        """Gives `mean_loss`, or the sum of the losses where the count is 0. The result is not
+        finite if any loss in the step is not finite."""
         return self.mean_loss if self.count else float(self.loss)
 
     @property

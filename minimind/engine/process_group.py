@@ -15,15 +15,15 @@ from minimind.runtime.ranks import Ranks, complete_environment
 from minimind.runtime.rendezvous import open_store
 
 HEAD_START_S = 5.0
-"""The time in which the main rank says why a run failed, where the ranks cannot tell one another
-that it has."""
+"""How long the other ranks wait for the main rank to report why a run failed, where it cannot tell
+them that it has done so."""
 _ENDS_WITHIN = datetime.timedelta(minutes=6)
-"""A little more than a run waits for its monitors."""
+"""A little longer than a run waits for its monitors."""
 _ENDS_KEY = "minimind/main rank ends"
 
 
 def start_ranks(ranks: Ranks, device: Device) -> None:
-    """Joins this rank with the others. Raises ConfigError where they cannot meet."""
+    """Joins this rank with the others. Raises ConfigError where they cannot connect."""
     complete_environment(ranks)
     if device.kind == "gpu":
         torch.cuda.set_device(device.torch_device)
@@ -31,11 +31,11 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
     if dist.is_initialized():
         return
     on_gpu = device.kind == "gpu" and ranks.world_size > 1
-    # Rank 0 may tokenise the data for long while the others wait. Ranks that are lost are noticed
-    # sooner, by minimind.runtime.heartbeat.
+    # Rank 0 may tokenise the data for a long time while the others wait. Ranks that are lost are
+    # noticed sooner, by minimind.runtime.heartbeat.
     limit = datetime.timedelta(hours=2)
     store = open_store(ranks)
-    store.set_timeout(limit)  # NCCL waits in it for the ids of groups; PyTorch leaves it as it is
+    store.set_timeout(limit)  # NCCL waits in the store for the ids of groups
     dist.init_process_group(
         deepspeed.accelerator.get_accelerator().communication_backend_name(),
         store=store,
@@ -48,8 +48,9 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
 
 
 def end_after_main(ranks: Ranks) -> None:
-    """Lets the main rank of a failed run end first: it says what is wrong and closes the monitors,
-    and a launcher ends all ranks as soon as one has ended. Every rank calls it before it ends."""
+    """Lets the main rank of a failed run end first: the main rank reports the error and closes the
+    monitors, and a launcher ends all ranks as soon as one has ended. Every rank calls it before it
+    ends."""
     if not dist.is_initialized() or ranks.world_size == 1:
         if not ranks.is_main:
             time.sleep(HEAD_START_S)

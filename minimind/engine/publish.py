@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 def publish(unfinished: Path, final: Path, meta: dict[str, Any], *, is_best: bool) -> None:
-    """Describes a folder whose files are on disk, renames it to `final` and points `latest`, and
-    `best` where it is the best, at it. Before an OSError nothing but `unfinished` has changed."""
+    """Writes meta.json into the folder `unfinished`, whose other files are on disk, renames the
+    folder to `final`, and points the link `latest` at it, and `best` too with `is_best`. Where it
+    raises OSError, only `unfinished` has changed."""
     names = [str(file.relative_to(unfinished)) for file in list_files(unfinished)]
     meta = meta | {
         "files": {name: (unfinished / name).stat().st_size for name in names},
@@ -64,8 +65,8 @@ def publish(unfinished: Path, final: Path, meta: dict[str, Any], *, is_best: boo
 
 
 def prune(folder: Path, keep: int, keep_every: int) -> None:
-    """Deletes what is older than the newest `keep` whole checkpoints, except those that the links
-    name and each `keep_every`-th step."""
+    """Deletes all checkpoints older than the newest `keep` undamaged ones, except those that the
+    links name and those whose step is a multiple of `keep_every`."""
     links = (folder / LATEST, folder / BEST)
     linked = {os.readlink(link) for link in links if link.is_symlink()}
     ours = [step for step in list_steps(folder) if not _is_copy(step)]
@@ -96,8 +97,8 @@ def _is_copy(step: Path) -> bool:
 
 
 def _set_aside(final: Path) -> Path | None:
-    """Renames what stands at a checkpoint's place already: the same step's, which was damaged when
-    the run was resumed, or a user's copy of another step, which stays."""
+    """Renames a folder that already has a checkpoint's name: the damaged checkpoint of the same
+    step, from before the run was resumed, or a user's copy of another step, which stays."""
     if not final.exists():
         return None
     if _is_copy(final):
@@ -108,14 +109,14 @@ def _set_aside(final: Path) -> Path | None:
 
 
 def _keep(folder: Path, what: str) -> Path:
-    """Renames a user's folder that stands where a checkpoint or a link belongs; it stays."""
+    """Renames a user's folder that has the name of a checkpoint or a link, so that it stays."""
     kept = folder.with_name(f"{folder.name}-copy-{secrets.token_hex(4)}")
     logger.warning("%s: %s; it is now %s", folder, what, kept)
     return folder.rename(kept)
 
 
 def _fresh_link(link: Path, target: str) -> tuple[Path, Path]:
-    """Makes a link beside `link` that is to replace it."""
+    """Makes a new link in the folder of `link`, which is later renamed to `link`."""
     fresh = link.with_name(f".{link.name}.new")
     with contextlib.suppress(FileNotFoundError):
         fresh.unlink()
@@ -124,8 +125,8 @@ def _fresh_link(link: Path, target: str) -> tuple[Path, Path]:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder. Its name goes first, so that a killed process leaves none that looks like a
-    checkpoint."""
+    """Removes a folder. The folder is renamed first, so that a killed process leaves none that
+    looks like a checkpoint."""
     doomed = folder
     if not folder.name.startswith(UNFINISHED):
         doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")

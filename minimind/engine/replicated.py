@@ -53,15 +53,15 @@ def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
 def mend(
     module: nn.Module, optimizer: Any, ds_config: Mapping[str, Any], *, skips: bool
 ) -> dict[nn.Parameter, Tensor]:
-    """Makes gradients be summed in fp32, and checks only their norm for overflow, unless the JSON,
-    fp16's loss scaling or `skips` (a step that is not finite is skipped) asks for more. Gives the
-    fp32 master of each trained parameter.
+    """Makes gradients be summed in fp32. In bf16 it also turns off DeepSpeed's check of every
+    gradient for overflow, unless the JSON or `skips` (a step that is not finite is skipped) needs
+    the check. Gives the fp32 master of each trained parameter.
 
     `optimizer` is DeepSpeed's; `ds_config` is resolved, with bf16 or fp16 enabled.
     """
     for parameter in module.parameters():
         if parameter.requires_grad:
-            parameter.grad_dtype = None  # a gradient of any dtype is let in
+            parameter.grad_dtype = None  # a gradient may have any dtype
             parameter.register_post_accumulate_grad_hook(_widen)
     checks = skips or ds_config.get("bf16", {}).get("check_grad_overflow", True)
     if precision(ds_config) == "bf16" and not checks:

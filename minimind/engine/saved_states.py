@@ -26,11 +26,12 @@ class SavedStates:
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Each parameter's states of its own shape, by the optimizer's name for them, as exp_avg."""
+    """Each parameter's states that have the parameter's shape, by the optimizer's names for them,
+    such as exp_avg."""
     counters: dict[str, float] = field(default_factory=dict)
-    """Numbers that all parameters share, as step."""
+    """Numbers that all parameters share, such as step."""
     loss_scale: float | None = None
-    """fp16's loss scale; None where the states know none."""
+    """fp16's loss scale; None where the states hold none."""
     scheduler: dict[str, Any] | None = None
     """The state of the JSON's learning-rate scheduler."""
 
@@ -54,8 +55,8 @@ class SavedStates:
 
 
 def read_converted(folder: Path) -> SavedStates:
-    """Reads what DeepSpeed's converter made of the shards of ZeRO stages 1 to 3. Tensors stay in
-    their files until they are used."""
+    """Reads the folder into which DeepSpeed's converter has written the shards of ZeRO stages 1 to
+    3. Tensors stay in their files until they are used."""
     found = SavedStates()
     common = _load(folder / "zero" / "optimizer_state.pt")
     if (scaler := common.get("loss_scaler")) is not None:
@@ -74,7 +75,7 @@ def read_converted(folder: Path) -> SavedStates:
 
 
 def read_replicated(file: Path, names: Sequence[Sequence[str]]) -> SavedStates:
-    """Reads a checkpoint of ZeRO stage 0. `names` are those of the parameters in each of the
+    """Reads a checkpoint of ZeRO stage 0. `names` holds the names of the parameters in each of the
     optimizer's groups."""
     shard = _load(file)
     found, saved = SavedStates(), shard["optimizer"]

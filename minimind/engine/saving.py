@@ -16,9 +16,10 @@ class Saving:
         self.has_checkpoint = state.step > 0
 
     def save(self, is_best: bool, or_go_on: bool) -> bool:
-        """Saves a checkpoint. With `or_go_on` the checkpoint is written in the background, and one
-        that cannot be written (a full disk may have room for the next) is reported and gives
-        False; otherwise it raises TrainingError."""
+        """Saves a checkpoint. With `or_go_on` the checkpoint is written in the background. If it
+        cannot be written, that is reported and the result is False: a full disk may have room for
+        the next checkpoint. Without `or_go_on` a checkpoint that cannot be written raises
+        TrainingError."""
         try:
             self._callbacks.save(self._state, is_best)
             if not or_go_on:

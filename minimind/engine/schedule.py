@@ -28,7 +28,7 @@ class Schedule:
         return self.learning_rate * (m + (1.0 - m) * self.share(step))
 
     def share(self, step: int) -> float:
-        """Gives what is left of the fall after the warm-up, 1 to 0."""
+        """Gives the share of the fall that is still to come after the warm-up, from 1 to 0."""
         raise NotImplementedError
 
 

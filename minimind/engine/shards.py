@@ -1,8 +1,8 @@
 """Makes DeepSpeed write its shards so that no rank is left waiting, and read them without running
 code.
 
-DeepSpeed's `save_checkpoint` ends in a barrier, which a rank whose disk is full never reaches, and
-its `load_checkpoint` unpickles whatever a file holds.
+DeepSpeed's `save_checkpoint` ends with a barrier, which a rank whose disk is full never reaches.
+Its `load_checkpoint` unpickles any content, and so could run code.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from minimind.errors import CheckpointError
 from minimind.runtime.together import all_do
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""The environment variable that makes PyTorch refuse pickles that need code, whatever the caller of
-torch.load says."""
+"""The environment variable that makes every torch.load refuse pickles that need code, whatever
+arguments it is called with."""
 PLAIN_CLASSES = (
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
@@ -31,7 +31,7 @@ PLAIN_CLASSES = (
 )
 """The classes in shards that PyTorch does not know; each holds numbers alone."""
 _CODE_WANTED = re.compile(r"GLOBAL:? (\S+)")
-"""What PyTorch says of a pickle that it refuses."""
+"""Matches PyTorch's error message about a pickle that it refuses."""
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def meeting_at_the_end(engine: Any) -> Iterator[None]:
     # Scripts that turn shards into weights: the checkpoint has the weights.
     methods["_copy_recovery_script"] = lambda *_: None
     computes_crc32 = torch.serialization.get_crc32_options()
-    # Half the time of a save; the checkpoint has digests of its own.
+    # It takes half the time of a save, and the checkpoint's own digests do the same.
     torch.serialization.set_crc32_options(False)
     try:
         with replaced_names(engine, methods):

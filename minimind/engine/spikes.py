@@ -9,11 +9,13 @@ from collections import deque
 from minimind.errors import TrainingError
 
 _WINDOW, _LEAST = 50, 20
-"""How many losses before a step it is compared with, and how many there must be."""
+"""A step's loss is compared with at most so many losses before it, and with none where there are
+fewer than the second number."""
 _LEAST_SPREAD = 0.01
-"""The least standard deviation, as a share of the mean: a loss that hardly varies is no reason."""
+"""The least standard deviation that is assumed, as a share of the mean: without it, a tiny change
+in a loss that hardly varies would count as a spike."""
 _MOST_RETURNS = 3
-"""How often a run goes back; what spikes more often is no matter of a few rows."""
+"""How often a run goes back at most; more spikes are not due to a few bad rows."""
 
 
 class LossSpikeError(TrainingError):
@@ -25,7 +27,8 @@ class LossSpikeError(TrainingError):
 
     @property
     def passed_over(self) -> tuple[int, int]:
-        """Gives the steps to leave out: this one, and the one whose update came before it."""
+        """Gives the steps to leave out: this step and the one before it, whose update may have
+        caused the spike."""
         return self.step - 1, self.step
 
 

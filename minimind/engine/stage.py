@@ -92,10 +92,10 @@ class Loader(Protocol[BatchT]):
 
 
 class Stage(Protocol[InT, OutT]):
-    """Defines a training objective. The loop decides when things happen, the engine holds the
-    memory, the stage says what is learned.
+    """Defines a training objective. The loop decides when each part runs, the engine holds weights
+    and optimizer, the stage defines the loss.
 
-    The `count` of its batches says how many things (targets, pairs, answers) its loss sums over.
+    The `count` of a batch is the number of targets, pairs or answers that the loss sums over.
     """
 
     name: ClassVar[str]
@@ -103,7 +103,7 @@ class Stage(Protocol[InT, OutT]):
     needs_checkpoint: ClassVar[bool]
     """True where the stage starts from trained weights."""
     may_start_fresh: ClassVar[bool] = True
-    """True where such a stage takes fresh weights if the user asks for them."""
+    """True where a stage that needs a checkpoint takes fresh weights if the user asks for them."""
     data_format: ClassVar[Format]
     sample_data: ClassVar[SampleData]
     """The sample data that the stage uses without --data."""

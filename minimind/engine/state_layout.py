@@ -15,16 +15,17 @@ from minimind.engine.parameter_groups import trained_parameters
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Is what a tensor that an optimizer steps holds of one parameter, on this rank."""
+    """Describes the part of one parameter that lies in a tensor which the optimizer steps, on this
+    rank."""
 
     parameter: Tensor
     start: int
-    """Gives the place in the stepped tensor where the part begins."""
+    """The index in the stepped tensor at which the part begins."""
     taken: Callable[[Tensor], Tensor]
     """Takes the part from a flat tensor of the whole parameter."""
     whole: Callable[[Tensor], Tensor]
-    """Takes the flat whole parameter from the stepped tensors of all ranks, [ranks, size]; where
-    nothing is spread over ranks, from the one [1, size]."""
+    """Takes the whole parameter, flat, from the stepped tensors of all ranks, [ranks, size]; from
+    [1, size] where nothing is spread over ranks."""
 
     @property
     def shape(self) -> torch.Size:
@@ -45,7 +46,7 @@ def find_layout(optimizer: Any, zero_stage: int, module: nn.Module) -> Layout:
     elif zero_stage:
         if hasattr(optimizer, "single_partition_of_fp32_groups"):
             masters, groups = optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups
-        else:  # of bf16 whose gradients are summed in fp32 at stage 1
+        else:  # the optimizer of stage 1 for bf16 with gradients summed in fp32
             masters, groups = optimizer.fp32_groups_flat_partition, optimizer.bf16_groups
         for flat, group in zip(masters, groups, strict=True):
             held = [parameter for parameter in group if parameter._hp_mapping is not None]
@@ -74,8 +75,8 @@ def _all(parameter: Tensor, start: int = 0) -> Part:
 
 
 def _fragment(parameter: Any, size: int) -> Part:
-    """Finds a parameter in the group's parameters laid end to end and cut into a piece of `size` a
-    rank."""
+    """Finds this rank's part of a parameter. The group's parameters lie end to end and are cut into
+    pieces of `size` elements, one per rank."""
     inside = parameter._hp_mapping.lp_fragment_address
     place = parameter._hp_mapping.hp_fragment_address
     first = torch.distributed.get_rank() * size + place.start - inside.start
@@ -88,8 +89,8 @@ def _fragment(parameter: Any, size: int) -> Part:
 
 
 def _partitioned(optimizer: Any, parameters: Iterable[Tensor]) -> Layout:
-    """Finds parameters of which each is cut into a piece a rank. The last ranks' pieces are filled
-    up with zeros."""
+    """Finds this rank's parts of parameters, each of which is cut into one piece per rank. The last
+    ranks' pieces are padded with zeros."""
     rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     parts: dict[int, list[Part]] = {}
     for parameter in parameters:

@@ -32,7 +32,8 @@ from minimind.engine.shards import with_second_moments, without_code
 with without_code(), with_second_moments():
     ds_to_universal.main(ds_to_universal.parse_arguments())
 """
-"""Runs DeepSpeed's converter, which alone would run code that a shard asks for."""
+"""Runs DeepSpeed's converter without its flaw: by itself it would run any code that a shard
+contains."""
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def open_states(
     main_first(ranks, convert)
     try:
         yield read_converted(converted / TAG)
-        gather(None)  # nobody reads it any longer
+        gather(None)  # all ranks have read the converted states
     finally:
         if ranks.is_main:
             shutil.rmtree(converted, ignore_errors=True)
@@ -69,7 +70,7 @@ def _group_names(module: nn.Module, recipe: Recipe, saved: dict[str, Any]) -> li
 
 
 def _convert(folder: Path, output: Path) -> None:
-    """Has DeepSpeed convert its shards into a folder a parameter. Raises CheckpointError."""
+    """Has DeepSpeed convert its shards into one folder per parameter. Raises CheckpointError."""
     paths = [path for path in sys.path if isinstance(path, str)]
     command = [sys.executable, "-c", _CODE.format(paths=paths)]
     command += ["--input_folder", str(folder / TAG), "--output_folder", str(output / TAG)]

@@ -1,4 +1,4 @@
-"""Computes the validation loss, from batches that are read ahead like those of training."""
+"""Computes the validation loss. Its batches are read ahead, as in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Multiple-choice questions answered by log-probability, in the CSV layout of C-Eval and CMMLU.
+"""Measures the accuracy on multiple-choice questions by log-probability, in the CSV layout of
+C-Eval and CMMLU.
 
 C-Eval (Huang et al. 2023): `id,question,A,B,C,D,answer`; CMMLU (Li et al. 2023):
 `,Question,A,B,C,D,Answer`. A folder holds one file for each subject, `<subject>_val.csv` or

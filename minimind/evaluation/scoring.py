@@ -25,7 +25,7 @@ _BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Holds what a model makes of each document."""
+    """Holds a model's scores for each document."""
 
     log_probs: np.ndarray
     """float64: the sum of the targets' log-probabilities."""

@@ -11,7 +11,7 @@ Rows = list[dict[str, Any]]
 
 def result_tables(results: Mapping[str, dict[str, Any]]) -> dict[str, Rows]:
     """Gives the rows of a table for each kind of measure that was taken, by the kind's name.
-    `results` holds by checkpoint what `minimind evaluate --json` writes."""
+    `results` is the content of a file of `minimind evaluate --json`, by checkpoint."""
     perplexities = [
         {
             "checkpoint": name,

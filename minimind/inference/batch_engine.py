@@ -41,8 +41,8 @@ MAX_PREFILL = 512
 that running sequences wait only a moment."""
 
 _USUAL_TOKENS = 1 << 20
-"""The cache's tokens where nobody names a number. A config.json may claim any context, and whether
-or not the model knows it, memory is needed for it."""
+"""The most tokens that the cache holds by default. A config.json may claim any context length, and
+the cache would take memory for all of it, whether or not the model can use it."""
 
 
 class BatchEngine:

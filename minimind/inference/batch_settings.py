@@ -38,15 +38,15 @@ _NUMBERS: dict[str, Callable[[SamplingParams, int], float]] = {
     "frequency_penalty": lambda one, _: one.frequency_penalty,
     "divisor": lambda one, _: _divisor(one),
 }
-"""The numbers that the device reads of a sequence's settings, from them and the vocabulary's
-size."""
+"""The numbers that the device reads; each function computes one from a sequence's settings and the
+vocabulary's size."""
 COLUMNS = ("slot", "source", *_NUMBERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsedSettings:
-    """Says which settings at least one row of a batch uses. That decides which operators choose the
-    tokens; a CUDA graph holds those of one UsedSettings."""
+    """Says which settings at least one row of a batch uses. It decides which operators choose the
+    tokens, so each CUDA graph is for one value of UsedSettings."""
 
     has_greedy: bool
     has_drawn: bool
@@ -57,8 +57,8 @@ class UsedSettings:
     top_p: int
     """The number of likeliest tokens that are sorted for top-p; 0 where no row has one."""
     looks: bool
-    """True where the host checks whether those tokens were enough, and has all tokens sorted if
-    not."""
+    """True where the host checks whether the `top_p` sorted tokens were enough, and has all tokens
+    sorted if they were not."""
     min_p: bool
     penalties: bool
     bias: bool

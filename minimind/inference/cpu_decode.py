@@ -49,8 +49,8 @@ _VECTORS = {
 
 
 class _Linear(Structure):
-    """Has the memory layout of the struct Linear in cpu_decode.cpp. The next three classes have
-    those of Layer, Model and Batch."""
+    """Has the memory layout of the struct Linear in cpu_decode.cpp. The next three classes
+    correspond to the structs Layer, Model and Batch."""
 
     _fields_ = [*((name, c_void_p) for name in ("weight", "a", "b")), ("rank", c_int64)]
 
@@ -144,8 +144,9 @@ class CpuDecode:
         num_switches: int = 0,
     ) -> Tensor | None:
         """Adds the pieces' tokens to the cache; gives fp32 logits [R, V] after the tokens at the
-        places `wanted`. Gives None where adapters of experts are attached, which it does not know.
-        `num_switches` is LoadedAdapters' own: the modules are then others."""
+        places `wanted`. Gives None where adapters of experts are attached, which the C++ code does
+        not support. `num_switches` is that of LoadedAdapters: each switch of adapters replaces
+        modules of the model."""
         if num_switches != self._num_switches:
             self._num_switches = num_switches
             self._follow_modules()
@@ -253,8 +254,8 @@ def _in_blocks(weight: Tensor) -> Tensor:
 
 
 def _low_rank(module: LoraLinear) -> tuple[Tensor, Tensor]:
-    """Gives A [R, I] and B [O, R] of the whole tensor, with the scales in B. R is even, because
-    products in bf16 take inputs by twos."""
+    """Joins the adapters of all parts of a fused tensor to one A [R, I] and one B [O, R], with the
+    scales in B. R is padded to an even number, because bf16 products take inputs two at a time."""
     rank = sum(spec.rank for spec in module.specs)
     rank += rank % 2
     a_RI = module.weight.new_zeros(rank, module.in_features)

@@ -13,8 +13,8 @@ NO_SLOT = -1
 
 class Generation:
     """Holds a request and its progress. The scheduler decides how many of its tokens a step
-    computes, and the slot table where its keys and values lie; the random numbers and the text are
-    its own."""
+    computes, and the slot table where its keys and values lie; its random numbers and its text are
+    kept here."""
 
     def __init__(self, id: int, request: GenerationRequest, text: TextStream) -> None:
         self.id, self.request, self.text = id, request, text
@@ -44,7 +44,7 @@ class Generation:
 
     @property
     def ends_next(self) -> bool:
-        """Tells whether the sequence has ended, or ends with its next token whatever that is."""
+        """Tells whether the sequence has ended, or must end with its next token."""
         has_ended = self.finish_reason is not None
         return has_ended or self.num_made + 1 >= self.request.params.max_new_tokens
 

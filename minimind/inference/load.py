@@ -118,7 +118,7 @@ TEXT_ALONE = (
 
 def chat_notice(path: Path) -> str | None:
     """Says that the model was trained on text alone, so that it continues a question and does not
-    answer it. None where it has learnt to chat, and where its checkpoint does not tell."""
+    answer it. None where it has learnt to chat, and where its checkpoint does not show that."""
     meta_file = find_model_folder(path).parent / META_FILE
     try:
         meta = load_json(meta_file)
@@ -153,8 +153,8 @@ def load_adapters(
 @torch.no_grad()
 def lay_out_for_decoding(model: Transformer) -> None:
     """Stores fp32 matrices of a CPU model by columns, for where PyTorch decodes; values and shapes
-    stay the same. MKL's products of 8 tokens then take half the time, those of one or 512 tokens
-    the same."""
+    stay the same. MKL then multiplies 8 tokens in half the time, and 1 or 512 tokens in the same
+    time."""
     for parameter in model.parameters():
         if parameter.dim() == 2 and parameter.dtype == torch.float32 and parameter.is_cpu:
             parameter.data = parameter.data.t().contiguous().t()

@@ -77,8 +77,8 @@ def answer_prompts(
 def answer_lines(
     model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], *, is_chat: bool
 ) -> list[str]:
-    """Gives each prompt followed by an arrow and its greedy continuation of at most 40 tokens; of a
-    text, only the first line."""
+    """Gives each prompt followed by an arrow and its greedy continuation of at most 40 tokens.
+    Without `is_chat` the continuation ends with its first line."""
     params = SamplingParams(max_new_tokens=40, stop=() if is_chat else ("\n",))
     answers = answer_prompts(model, tokenizer, prompts, params, is_chat=is_chat)
     return [f"{prompt} → {answer}" for prompt, answer in zip(prompts, answers, strict=True)]

@@ -56,9 +56,9 @@ class Scheduler:
 
     def goes_on(self, batch: Sequence[Generation]) -> bool:
         """Tells whether the next step, of single tokens, is certain before this one's tokens are
-        known: the same sequences, each one token further. It is not if other sequences are running
-        or could start, or if one of these is sure to have ended. A sequence that ends unexpectedly
-        gets one token too many."""
+        known: the same sequences, each one token further. It is not certain if other sequences are
+        running or could start, or if one of these must end with this step. A sequence that ends
+        unexpectedly gets one token too many."""
         others = len(batch) < len(self.running) or (self.waiting and self._slots.num_free)
         return not others and not any(one.ends_next for one in batch)
 

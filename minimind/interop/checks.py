@@ -1,4 +1,4 @@
-"""Compares a model with what a conversion made of it."""
+"""Compares a converted model with its source."""
 
 from __future__ import annotations
 

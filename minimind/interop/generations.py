@@ -1,5 +1,5 @@
-"""Knows the three generations of the original MiniMind: its tensor names, and what its files leave
-out.
+"""Describes the three generations of the original MiniMind: their tensor names, and the fields that
+their files leave out.
 
 Source: github.com/jingyaogong/minimind, model/model.py of early April 2025 (2504) and
 model/model_minimind.py of January 2026 (2601) and August 2026 (3).
@@ -21,7 +21,7 @@ class Generation:
     name: str
     when: str
     defaults: Mapping[str, Any]
-    """Fields that no tensor's shape tells, as the generation's code sets them."""
+    """Fields that the shapes of tensors do not show, with the values in the generation's code."""
     expert_defaults: Mapping[str, Any]
     """The same, of a model with experts."""
     lora_rank: int
@@ -91,8 +91,8 @@ _OLD_WORDS = {new: old for old, new in _WORDS.items()}
 
 
 def find_generation(names: Iterable[str], origin: str) -> Generation:
-    """Finds the generation from the names of tensors, those of adapters too. Raises CheckpointError
-    where they are no generation's."""
+    """Finds the generation from the names of tensors, which may be adapters'. Raises
+    CheckpointError where no generation has such names."""
     words = {word for name in names for word in name.split(".")}
     if words & {"attention", "feed_forward", "tok_embeddings"}:
         return GENERATIONS["2504"]

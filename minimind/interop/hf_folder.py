@@ -90,7 +90,7 @@ def _write_model(
         size = sum(_num_bytes(source, name, dtype) for name in source.tensors)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         _write_json(folder / INDEX_FILE, index)
-    for file in source.beside:  # a card of the source's own replaces the one written for it
+    for file in source.beside:  # the source's card replaces the new one
         shutil.copy2(file, folder / file.name)
     write_tokenizer(source, folder)
 

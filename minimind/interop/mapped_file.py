@@ -12,8 +12,8 @@ _OPEN_BYTES = 64 << 20
 
 
 class MappedFile(Generic[FileT]):
-    """Reads tensors one at a time. What was read stays resident as long as the file is mapped, so
-    the file is opened again after some 64 MiB."""
+    """Reads tensors one at a time. The pages that were read stay in memory as long as the file is
+    mapped, so the file is opened again after some 64 MiB."""
 
     def __init__(self, open_file: Callable[[], FileT]) -> None:
         self._open = open_file

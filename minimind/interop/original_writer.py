@@ -155,8 +155,8 @@ def _named(
 
 
 def _notes(source: Source, generation: Generation) -> list[str]:
-    """Says how the original's scripts find the file, and what they must be told since a `.pth`
-    cannot say it."""
+    """Says how the original's scripts find the file, and which settings they need that a `.pth`
+    does not hold."""
     config = source.config
     kind = "_moe" if config.num_experts else ""
     notes = [

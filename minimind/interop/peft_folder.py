@@ -34,7 +34,7 @@ _STACKS = {GATE_UP: ("gate_proj", "up_proj"), DOWN: (DOWN,)}
 
 
 def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
-    """Writes the folder, which is there and empty. Raises ConfigError where the source is no
+    """Writes into the folder, which exists and is empty. Raises ConfigError where the source is no
     adapter, or its model no folder; OSError."""
     adapter = source.adapter
     if adapter is None:

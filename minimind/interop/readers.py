@@ -19,7 +19,7 @@ class Reader:
     """Reads one kind of files."""
 
     what: str
-    """What it reads, for help texts and messages."""
+    """Describes these files, for help texts and messages."""
     detect: Callable[[Path], bool]
     """Tells from names and shapes, without reading weights, whether a path is of this kind. It
     raises CheckpointError where the path is of this kind but damaged, and never guesses."""

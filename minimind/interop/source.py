@@ -74,9 +74,9 @@ class SourceAdapter:
 
     parts: Adapter
     base: Path
-    """Where the model was found that it belongs to."""
+    """The folder of the model that the adapter belongs to."""
     base_name: str
-    """What its files call that model."""
+    """The name of that model in the adapter's files."""
     dropout: float = 0.0
     """The dropout that it was trained with. Nothing here uses it."""
 
@@ -93,13 +93,13 @@ class Source:
     tokenizer: Path | None = None
     """The tokenizer's folder."""
     notes: list[str] = field(default_factory=list)
-    """What was assumed or done on the way, for the user to read."""
+    """Messages for the user about assumptions and changes on the way."""
     training: TrainingRecord | None = None
-    """What is known of the model's training, for its card."""
+    """The record of the model's training, for its card; None where it is not known."""
     beside: tuple[Path, ...] = ()
     """Files that lay beside the weights and tokenizer, such as a license."""
     adapter: SourceAdapter | None = None
-    """What the tensors hold merged, if the source is an adapter."""
+    """The adapter that is merged into the tensors, if the source is an adapter."""
 
     @property
     def dtype(self) -> torch.dtype:

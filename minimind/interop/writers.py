@@ -19,11 +19,11 @@ class Writer:
     """Writes one format."""
 
     what: str
-    """What it writes, for help texts."""
+    """Describes the format, for help texts."""
     write: Callable[[Source, Path, ConvertOptions], list[str]]
-    """Writes a temporary folder, which is there and empty, or a file that is not there. Gives notes
-    for the user. Raises OSError where it cannot be written, and the errors of minimind/errors.py
-    where the model cannot be written in this format."""
+    """Writes into a temporary folder, which exists and is empty, or a file, which does not exist
+    yet. Gives notes for the user. Raises OSError where it cannot be written, and the errors of
+    minimind/errors.py where the model cannot be written in this format."""
     check: Callable[[Source, Path, ConvertOptions], list[Difference]]
     """Reads what was written and compares it with the source."""
     is_folder: bool = True

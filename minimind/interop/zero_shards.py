@@ -227,7 +227,7 @@ class _Walk:
     def __init__(self, tensors: list[Tensor]) -> None:
         self._tensors = [tensor.flatten() for tensor in tensors]
         self._place = (0, 0)
-        """The number of a tensor, and a place in it."""
+        """The number of the current tensor, and the position in that tensor."""
 
     def take(self, size: int) -> list[Tensor]:
         """Takes the next `size` values, in as many pieces as tensors hold them; fewer at the
@@ -246,7 +246,8 @@ class _Walk:
         return taken
 
     def take_rounded(self, weight: Tensor) -> list[Tensor]:
-        """Takes the next values if `weight` is they, rounded to its dtype; else nothing."""
+        """Takes the next values if they equal `weight` once rounded to its dtype; else takes
+        nothing."""
         before = self._place
         taken = self.take(weight.numel())
         rounded = torch.cat([piece.to(weight.dtype) for piece in taken]) if taken else None
@@ -257,9 +258,10 @@ class _Walk:
 
 
 def _pieces_without_zero(state: dict[str, Any]) -> _Pieces:
-    """Gives the fp32 weights of a run without ZeRO. Those of a run in 16 bits have no names, but
-    each parameter group has them in the model's order, and the weights in 16 bits are their rounded
-    values: so a weight is the next one of the group where the two agree."""
+    """Gives the fp32 weights of a run without ZeRO. In a run in 16 bits the fp32 weights have no
+    names, but each parameter group holds them in the model's order. The named 16-bit weights are
+    their rounded values, so a weight is found by comparing it with the next fp32 values of each
+    group."""
     # A tied matrix has two names, and one place in the file.
     named: dict[int, tuple[str, Tensor]] = {}
     for name, weight in state["module"].items():

@@ -1,5 +1,5 @@
-"""Reads an adapter's alphas. Its file may be anyone's, and a regular expression in it may need more
-time than there is."""
+"""Reads an adapter's alphas. The adapter's file may come from anyone, and a regular expression in
+it may take arbitrarily long."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _PLAIN = re.compile(r"[\w.]+")
 
 
 def read_alphas(values: Mapping[str, Any], names: Sequence[str], origin: str) -> dict[str, float]:
-    """Gives each linear's alpha by PEFT's rule: that of the first pattern which its name ends in,
-    else lora_alpha. `values` are those of adapter_config.json. Raises CheckpointError."""
+    """Gives each linear's alpha by PEFT's rule: the alpha of the first pattern that the linear's
+    name ends in, else lora_alpha. `values` is the content of adapter_config.json. Raises
+    CheckpointError."""
     usual, patterns = values.get("lora_alpha", 8), values.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise CheckpointError(f"{origin}: alpha_pattern is {patterns!r:.60}; it must be an object")

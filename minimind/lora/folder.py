@@ -28,7 +28,7 @@ from minimind.runtime.digests import hash_files
 LATEST, BEST = "latest", "best"
 """Names of the links in a run's `checkpoints` folder to one of its checkpoints."""
 META_FILE = "meta.json"
-"""The file of a checkpoint that says what its run was; it lies beside the model's folder."""
+"""The file of a checkpoint that describes its run; it lies beside the model's folder."""
 _MAX_ADAPTERS = 16
 """The most adapters that may lie over one another."""
 

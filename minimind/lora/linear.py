@@ -101,8 +101,8 @@ def lora_product(
 def split_parts(
     specs: Sequence[PartSpec], a_RI: Tensor, b_flat: Tensor
 ) -> Iterator[tuple[PartSpec, slice, Tensor, Tensor]]:
-    """Yields each part's spec, its ranks among those of all parts, and views of its A [R, I] and B
-    [O, R]."""
+    """Yields each part's spec, the slice of its ranks in the stacked A, and views of its A [R, I]
+    and B [O, R]."""
     first = 0
     for spec, b in zip(specs, b_flat.split([spec.num_b for spec in specs]), strict=True):
         ranks = slice(first, first + spec.rank)

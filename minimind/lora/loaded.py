@@ -25,16 +25,15 @@ class LoadedAdapters:
     """
 
     def __init__(self, model: Transformer, base_fingerprint: str | None = None) -> None:
-        """`base_fingerprint` is that of the folder the model was loaded from
-        (lora.folder.fingerprint). If it is given, an adapter trained on other weights is
-        refused."""
+        """`base_fingerprint` is the fingerprint (lora.folder.fingerprint) of the folder that the
+        model was loaded from. If it is given, an adapter trained on other weights is refused."""
         self._model = model
         self._base_fingerprint = base_fingerprint
         self._adapters: dict[str, Adapter] = {}
         self.active: dict[str, float] = {}
         """The scale of each active adapter, by name."""
         self.num_switches = 0
-        """How often other adapters became active, and other modules part of the model."""
+        """How often the active adapters, and with them the model's modules, have changed."""
 
     @property
     def names(self) -> list[str]:

@@ -89,5 +89,5 @@ def joined_rank(parts: Sequence[LoraPart]) -> int:
 
 
 def has_one_a(parts: Sequence[LoraPart]) -> bool:
-    """Tells whether the adapters have the same A, as those that `split_experts` gives."""
+    """Tells whether the adapters share one A, as they do when `split_experts` made them."""
     return all(torch.equal(parts[0].a_RI, part.a_RI) for part in parts[1:])

@@ -55,7 +55,7 @@ _UNSUPPORTED = (
 )
 """PEFT's options that change the meaning of A and B, or add other weights."""
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""How the names begin of PEFT's init_lora_weights that change the base's weights too."""
+"""The beginnings of those values of PEFT's init_lora_weights that change the base's weights too."""
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:
@@ -184,8 +184,8 @@ def save_adapter(folder: Path, config: ModelConfig, adapter: Adapter, base: Base
 
 
 def base_header(folder: Path, base: BaseModel) -> dict[str, str]:
-    """Gives what the weight file of the adapter in `folder` says of its base, by which it is found
-    where both were moved, and known."""
+    """Gives the header entries about the base for the adapter's weight file in `folder`: the base's
+    relative path, by which it is found after both folders were moved, and its fingerprint."""
     return {
         "base_relative": os.path.relpath(base.folder, folder.resolve()),
         "base_fingerprint": base.fingerprint,

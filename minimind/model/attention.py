@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from minimind.config.model import ModelConfig
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q_MNH, k_MKH, v_MKH) -> softmax(q·kᵀ/√H)·v, [M, N, H]. It decides which tokens see which: those
-of a packed document, or of a sequence in one layer of a cache."""
+"""(q_MNH, k_MKH, v_MKH) -> softmax(q·kᵀ/√H)·v, [M, N, H]. The function decides which tokens see one
+another: the tokens of a packed document, or of a sequence in one layer of a cache."""
 
 
 class Attention(nn.Module):

@@ -171,8 +171,8 @@ def _build_bucket(spans: list[tuple[int, int]], length: int, device: torch.devic
 @dataclass(frozen=True, slots=True)
 class PaddedPlan:
     """Calls PyTorch's scaled_dot_product_attention on documents padded to similar lengths. On a GPU
-    without flash attention (fp32, fp16 before Ampere, any head size) that runs the memory-efficient
-    kernel. The padding follows each document, so the causal mask hides it."""
+    where flash attention does not run (fp32, a GPU before Ampere, other head sizes) it uses the
+    memory-efficient kernel. The padding follows each document, so the causal mask hides it."""
 
     place_M: Tensor
     """int64: the index of each token among the padded documents laid flat."""

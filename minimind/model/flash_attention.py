@@ -52,8 +52,8 @@ def why_not_flash(
 
 
 def check_flash(device: torch.device, *, deterministic: bool) -> None:
-    """Raises ConfigError for an unknown MINIMIND_FLASH, and for one that cannot be met on
-    `device`."""
+    """Raises ConfigError for an unknown value of MINIMIND_FLASH, and for one that `device` cannot
+    run."""
     if _read_setting() == "3" and (problem := _why_not_flash_3(device, deterministic)):
         raise ConfigError(_cannot_be_met(problem))
 

@@ -113,7 +113,7 @@ _REFUSED = {
     "convert --input {folder} --to minimind --output FOLDER",
     "qwen2": "its q, k and v have biases; models here have none",
 }
-"""Why a model_type that users do have is refused."""
+"""Why certain common model_types are refused."""
 _SUPPORTED: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -176,8 +176,8 @@ def load_hf_config(folder: Path) -> ModelConfig:
 
 
 def _read_experts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the experts' fields; whichever rule says which layers have experts becomes
-    mlp_only_layers."""
+    """Reads the experts' fields; the layers without experts become mlp_only_layers, whichever
+    fields define them."""
     # transformers 5 writes num_experts under the name num_local_experts.
     values = {"num_experts": values.get("num_local_experts"), **values}
     fields = {name: values[name] for name in _EXPERTS if values.get(name) is not None}

@@ -1,8 +1,8 @@
 """Stores the keys and values of many sequences in preallocated slots of fixed capacity.
 
 There are slots and no pages: a small model needs a few kilobytes per token, so a slot for a whole
-context is affordable, and a slot's tokens are a view of the cache, where pages would have to be
-gathered before each product. On a CPU, memory that no sequence has reached is never touched.
+context is affordable, and a slot's tokens are a view of the cache; pages would have to be gathered
+before each product. On a CPU, memory that no sequence has reached is never touched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minimind.model.rope import rope_tables
 class KVCache:
     """Holds `capacity` tokens in each of `num_slots` slots, for every layer.
 
-    Which tokens lie where is the caller's business: each forward gets a plan that says it.
+    The caller decides which tokens lie where: each forward gets a plan (CachePlan) that says so.
     """
 
     def __init__(

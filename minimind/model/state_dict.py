@@ -172,8 +172,8 @@ def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, T
 def split_lazily(
     config: ModelConfig, read: Callable[[str], Tensor]
 ) -> dict[str, Callable[[], Tensor]]:
-    """Gives, by Hugging Face's names, functions that `read` a named parameter of the model and give
-    the part of it, a view."""
+    """Gives a function for each of Hugging Face's names: it calls `read` for the model's named
+    parameter and gives a view of the part that has this name."""
 
     def part(entry: _Entry, start: int, size: int) -> Tensor:
         return read(entry.inside).reshape(entry.matrix).narrow(entry.dim, start, size)

@@ -1,5 +1,5 @@
-"""Runs monitors in threads of their own, behind queues: a run neither waits for a monitor nor fails
-with one."""
+"""Runs each monitor in a thread behind a queue, so that a run neither waits for a monitor nor fails
+with it."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from minimind.monitors.monitor import DONE, Figures, MonitoredRun, Outcome, set_
 
 class CometMonitor:
     """Writes one Comet experiment, named after the run's folder. A resumed run continues the same
-    experiment. Online it skips the steps that Comet already has, which would keep two values of
-    each; offline the resumed part's archive holds the whole run."""
+    experiment. Online it skips the steps that Comet already has, since Comet would keep two values
+    for each. Offline the resumed part's archive holds the whole run."""
 
     def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
         import comet_ml  # type: ignore[import-not-found]

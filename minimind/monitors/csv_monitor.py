@@ -1,5 +1,4 @@
-"""Writes each figure of a run to a CSV file of its own, laid out as DeepSpeed's csv_monitor
-does."""
+"""Writes each figure of a run to a separate CSV file, in the layout of DeepSpeed's csv_monitor."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ ever."""
 
 class WandbMonitor:
     """Writes one W&B run, named after the run's folder. A resumed run continues the same W&B run:
-    W&B refuses a step it already has, so what is online stays; offline, the resumed part's files
-    hold the whole run."""
+    online, W&B refuses the steps that it already has; offline, the resumed part's files hold the
+    whole run."""
 
     def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
         import wandb  # type: ignore[import-not-found]

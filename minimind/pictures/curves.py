@@ -91,7 +91,7 @@ def view(values: Numbers) -> tuple[float, float]:
     order = np.argsort(outside)
     most = max(1, int(_SHARE_OF_SPIKES * len(values)))
     is_spike = outside[order[-most:]] > _SPIKE * (high - low)
-    # Where the medians are equal, what differs from them is all there is to see.
+    # Where all medians are equal, values that differ from them are no spikes.
     shown = values if high == low else values[np.append(order[:-most], order[-most:][~is_spike])]
     return shown.min(), shown.max()
 

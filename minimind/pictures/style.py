@@ -1,4 +1,4 @@
-"""The style of all pictures, and the block that draws one."""
+"""Defines the style of all pictures, and the block that draws one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (9, 2)), (0, (2, 1)
 """Lines differ in dashes and markers too, for print in grey."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#6b7077"
-"""The colour of what is no data: a limit, a goal, an ideal."""
+"""The colour of lines that are no data: a limit, a goal, an ideal."""
 INK = "#24292f"
 PAPER = "#ffffff"
 GRID = "#d9dce0"

@@ -59,9 +59,9 @@ def estimate_steps(run: ResolvedRun, tokenizer: Tokenizer) -> tuple[int | None, 
 
 
 def _times(amounts: Sequence[Amount], weights: Sequence[float | None]) -> list[float]:
-    """Gives how often an epoch reads each source, as minimind.data.mixture does: once without
-    weights; else so that the shares of tokens are as the weights, and each is read once at
-    least."""
+    """Gives how often an epoch reads each source, by the rule of minimind.data.mixture: once
+    without weights; with weights so often that each source is read at least once and the shares of
+    tokens equal the weights."""
     shares = [weight for weight in weights if weight]
     if not shares:
         return [1.0] * len(amounts)

@@ -1,5 +1,5 @@
-"""Defines the fields of the steps that are not training: those of the command's flags that a
-pipeline does not fill in itself."""
+"""Defines the fields of the steps that do not train: the flags of the command, except those that
+the pipeline fills in."""
 
 from __future__ import annotations
 

@@ -32,11 +32,11 @@ _NOT_REHEARSED = ("data", "val_data", "format", "output_dir", "monitor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStep:
-    """Holds a step with what is known of it."""
+    """Holds a step, the state of its result, and the findings of the checks."""
 
     step: Step
     state: str
-    """Says in words what is there of its result."""
+    """Describes in words how much of its result exists."""
     result: Path | None = None
     """The folder of its finished result; None for a step that is to be made."""
     checked: Checked

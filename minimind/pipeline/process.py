@@ -56,8 +56,8 @@ def check_not_launched() -> None:
 
 
 class Child:
-    """Runs commands one at a time, each in a process group of its own, and passes on SIGINT and
-    SIGTERM, so that Ctrl-C reaches a training once, as from its own terminal."""
+    """Runs commands one at a time, each in its own process group, and passes on SIGINT and SIGTERM.
+    So Ctrl-C reaches a training exactly once."""
 
     def __init__(self) -> None:
         self.interrupted = False

@@ -91,7 +91,7 @@ def load_record(folder: Path) -> Record | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Names the folder that a step's result has or will have, and what is there now."""
+    """Names the folder that a step's result has or will have, and describes what is in it now."""
 
     folder: Path
     inputs: Inputs

@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(slots=True, kw_only=True)
 class Checked:
-    """Holds what is known of a step before it runs; a plan adds the rehearsal."""
+    """Holds what the checks found out about a step before it runs; a plan adds the rehearsal."""
 
     run: Run | None = None
     """The resolved run of a training step."""
@@ -63,7 +63,7 @@ class Checked:
 
 
 class Step(abc.ABC):
-    """Is one step of a pipeline: one command, whose result has a folder."""
+    """Describes one step of a pipeline: one command, whose result has a folder."""
 
     verb: ClassVar[str]
     """The verb of `minimind` that the step runs."""
@@ -104,8 +104,8 @@ class Step(abc.ABC):
 
 
 def versions_of(*packages: str) -> Inputs:
-    """Gives the versions of packages as inputs: of MiniMind the whole, of others the first two
-    numbers, whose change may change results."""
+    """Gives the versions of packages as inputs: MiniMind's in full, and the first two numbers of
+    the others, since a change of these may change results."""
     found = versions()
     return {
         f"version of {name}": text if name == "minimind" else ".".join(text.split(".")[:2])

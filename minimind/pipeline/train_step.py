@@ -45,8 +45,9 @@ _LEAVES_NO_TRACE = frozenset(
 )
 """Options that change how a run computes or what it shows, but not what it learns."""
 _OF_RESULT = ("optimizer", "scheduler", "bf16", "fp16")
-"""The keys of the DeepSpeed JSON that, besides those that the recipe has too, change what is
-learned. Others (the ZeRO stage, buckets, offloading, monitors) can change in a run that goes on."""
+"""The keys of the DeepSpeed JSON that change what is learned, besides those that the recipe has
+too. All other keys (the ZeRO stage, buckets, offloading, monitors) may change when a run is
+resumed."""
 
 
 class TrainStep(Step):
@@ -137,7 +138,8 @@ class TrainStep(Step):
     def _resolve(self, results: Results, place: Place) -> Run:
         if place.is_here:
             check_kernels(place.device)
-        # A folder that is not there: what is in the step's own one is for making it to judge.
+        # The folder does not exist: whether the step's own folder can be used is decided when the
+        # step is made.
         arguments = self._arguments(results, place.folder / f"{self.name}-to-check")
         return Run.on(arguments, Ranks(0, 0, place.ranks), place.device)
 
@@ -160,7 +162,7 @@ def _is_reference(value: Any) -> bool:
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the options with those of `set` beside the others."""
+    """Gives the options as one dictionary, with those of `set` merged in."""
     more = options.get("set")
     return {**options, **(more if isinstance(more, dict) else {})}
 

@@ -24,8 +24,8 @@ _ZERO = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_mem
 
 
 class FakeCuda:
-    """Stands for the GPUs of this process, each a `gpu` called `name`. `watch` is called for the
-    Watch that waits and graphs are reported to at that moment."""
+    """Stands for the GPUs of this process, each a `gpu` called `name`. `watch` gives the present
+    Watch, to which waits and graphs are reported."""
 
     def __init__(self, name: str, gpu: Gpu, num_devices: int, watch: Callable[[], Watch]) -> None:
         self._name, self._gpu, self._num_devices = name, gpu, num_devices

@@ -34,8 +34,8 @@ from minimind.stages import kto, reference, rollouts
 
 
 def join_fake_ranks(world_size: int, device: Device) -> None:
-    """Makes this process rank 0 of `world_size` ranks. The others do not exist: what they would
-    send has no values anyway."""
+    """Makes this process rank 0 of `world_size` ranks. The others do not exist, and need not:
+    tensors that they would send have no values in a rehearsal."""
     store: Any = FakeStore()  # type: ignore[no-untyped-call]
     dist.init_process_group("fake", rank=0, world_size=world_size, store=store)
     # gloo cannot open a group over this store, as the engine wants one for objects.

@@ -97,7 +97,7 @@ class Moments:
             yield
 
     def _within(self, what: str, owner: Any, name: str) -> contextlib.AbstractContextManager[Any]:
-        """Patches a function so that each call of it is the part `what` of the step."""
+        """Patches a function so that its calls count as the part `what` of the step."""
         function = getattr(owner, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -34,7 +34,8 @@ _TOKENS = 24
 """Tokens generated for each sequence; the first half comes before the measured step, so that graphs
 are captured by then."""
 _STEPS = 3
-"""Steps of a rehearsed run; the second one is measured, after what is made once has been made."""
+"""Steps of a rehearsed run. The second one is measured: all that is made only once exists by then.
+"""
 
 
 class Rehearsals:

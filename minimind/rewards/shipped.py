@@ -63,9 +63,9 @@ def length_window(
     most: float = 800,
     unit: Literal["tokens", "characters"] = "tokens",
 ) -> float:
-    """Gives 1.0 where the length is from `least` to `most` inclusive; else 0.0. As tokens it counts
-    all that the policy generated, thought and calls included; as characters, those of the
-    answer."""
+    """Gives 1.0 where the length is from `least` to `most` inclusive; else 0.0. The unit "tokens"
+    counts all that the policy generated, thought and calls included; "characters" counts the answer
+    alone."""
     if unit not in ("tokens", "characters"):
         raise ConfigError(f"unit={unit!r}: it must be 'tokens' or 'characters'")
     if not least <= most:

@@ -38,8 +38,7 @@ class ToolBox:
         self._pool.check()
 
     def call(self, calls: Sequence[Mapping[str, Any] | None]) -> list[str]:
-        """Gives each call's result as a text. None stands for a malformed call and gives an error
-        text."""
+        """Gives each call's result as a text. A malformed call is None, and gives an error text."""
         results: list[str] = [""] * len(calls)
         known: list[tuple[int, Call]] = []
         for number, call in enumerate(calls):

@@ -59,8 +59,8 @@ def build_trained(
     eval_data: EvalLoader | None = None,
     start: Checkpoint | None = None,
 ) -> Trained:
-    """Builds the stage and its models. The weights are new, or those that the run starts from, or
-    with `start` those of the checkpoint. A stage that compares with a reference needs the tokenizer
+    """Builds the stage and its models. The weights are new or those of --from_checkpoint; with
+    `start` they are the checkpoint's. A stage that compares with a reference needs the tokenizer
     and the data."""
     stage = STAGES[run.stage](run.recipe)
     context = build_context(
@@ -209,8 +209,9 @@ class Recorder:
         )
 
     def close(self, outcome: Outcome, *, is_lost: bool = False) -> None:
-        """Ends the records. Where a rank is lost, a checkpoint under way is not waited for: its
-        error would hide the one that names the rank."""
+        """Closes metrics, samples and checkpoints. Where a rank is lost, it does not wait for a
+        checkpoint that is being written: the checkpoint's error would hide the one that names the
+        rank."""
         if not is_lost:
             self._store.close()
         self._progress.close()

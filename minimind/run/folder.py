@@ -31,8 +31,9 @@ _NAMED = 5
 def open_folder(run: ResolvedRun) -> tuple[Path, FolderLock]:
     """Creates --output_dir, or the next free folder in runs/, locks it for this process, and writes
     run.json at once, so that a run killed before its first checkpoint can be resumed. A resumed
-    run's run.json is replaced only after its checkpoint has proved to belong to it. Raises the
-    ConfigErrors of `check_folder`, and one where another process has the folder."""
+    run's run.json is replaced later, once its checkpoint has been checked to belong to the run.
+    Raises ConfigError where `check_folder` does, and where another process holds the folder's lock.
+    """
     folder = check_folder(run)
     try:
         if run.arguments.get("output_dir"):
@@ -153,7 +154,7 @@ def resume_after_restart(arguments: TrainArguments) -> TrainArguments:
 
 
 def _describe_without_run(folder: Path) -> str:
-    """Says what is at a place where a run was expected."""
+    """Describes what is in a folder that should hold a run."""
     if not folder.is_dir():
         return f"is not there{did_you_mean_file(folder)}"
     names = sorted(path.name for path in folder.iterdir())

@@ -99,8 +99,8 @@ class ResolvedRun:
     @property
     def flops_per_token(self) -> int:
         """Gives the FLOPs per token: for each weight two for the forward, two for the gradient of
-        its input and two for its own gradient. Adapters add theirs, and frozen weights have no
-        gradient of their own."""
+        its input and two for the gradient of the weight. A frozen weight has no gradient, and the
+        weights of adapters are added."""
         trained, frozen = self.recipe.count_weights(self.config)
         whole = self.config.flops_per_token(self.seq_len)
         met = self.config.num_active_parameters if frozen else 0
@@ -147,8 +147,8 @@ class ResolvedRun:
 def resolve_run(
     arguments: TrainArguments, tokenizer: Tokenizer, ranks: Ranks, device: Device
 ) -> ResolvedRun:
-    """Resolves a run. Raises ConfigError or CheckpointError where something does not fit
-    together."""
+    """Resolves a run. Raises ConfigError or CheckpointError where options, model, tokenizer and
+    checkpoint do not fit together."""
     stage = STAGES[arguments.get("stage")]
     config, weights_folder, model_name = _resolve_model(arguments, tokenizer)
     _check_vocabulary(tokenizer, config, weights_folder)

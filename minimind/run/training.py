@@ -68,8 +68,8 @@ def _go_back(
     run: ResolvedRun, trained: Trained, loop: Loop[Any, Any], folder: Path, spike: LossSpikeError
 ) -> Loop[Any, Any]:
     """Loads a checkpoint into the engine, and gives a loop that goes on from it without the steps
-    of the spike. A checkpoint that holds the first one's update, which may be the spike's cause, is
-    taken only where there is no other."""
+    of the spike. The update of the first of these steps may be the spike's cause, so a checkpoint
+    that includes it is taken only where there is no earlier one."""
     first, _ = spike.passed_over
     start = find_latest_together(folder / "checkpoints", loop.engine.ranks, before=first)
     if start is None:

@@ -1,5 +1,5 @@
-"""Calls functions whose time and memory a stranger's file decides (a chat template, a pattern, a
-tokenizer) in a worker process with limits on both."""
+"""Calls functions in a worker process with limits on time and memory, for inputs that others have
+written: a chat template, a pattern, a tokenizer."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ def call_bounded(function: str, argument: Any) -> Any:
 
 @functools.cache
 def _pool(function: str, process: int) -> FunctionPool:
-    """Makes the pool of one function, anew in a process that was forked."""
+    """Makes the pool of one function. `process`, an id, is part of the cache's key, so that a
+    forked process makes its own."""
     return FunctionPool(
         [function], num_workers=1, timeout_s=TIME_LIMIT_S, first_call_s=_FIRST_S, shipped={}
     )
 
 
 def limit_memory() -> None:
-    """Limits the memory of a worker process, in which more raises MemoryError."""
+    """Limits the memory of a worker process; allocating more raises MemoryError there."""
     if resource.getrlimit(resource.RLIMIT_AS)[0] != _MEMORY_BYTES:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))

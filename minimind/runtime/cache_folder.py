@@ -16,7 +16,7 @@ from minimind.runtime.whole_files import flush_to_disk
 logger = logging.getLogger(__name__)
 
 CACHE_ADVICE = "make room, or name another folder in the environment variable MINIMIND_CACHE"
-"""What to do where the cache folder cannot be written."""
+"""The advice in an error where the cache folder cannot be written."""
 
 
 def default_cache_dir() -> Path:
@@ -47,8 +47,9 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `target`, which is renamed to `target` at the end and
-    removed on any error. If another process was faster, its folder stays."""
+    """Yields a temporary folder beside `target`. The folder is renamed to `target` at the end of
+    the block, and removed after any error. If another process has made `target` meanwhile, that one
+    stays."""
     folder = target.with_name(f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     folder.mkdir(parents=True)
     try:
@@ -70,7 +71,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def remove_stale(parent: Path, held: str) -> None:
     """Removes temporary folders that killed builders left in `parent`: those for the name `held`,
-    whose lock the caller holds, and those whose lock nobody holds."""
+    whose lock the caller holds, and those whose lock no process holds."""
     for folder in parent.glob("*.tmp-*"):
         name = folder.name.split(".tmp-")[0]
         if name == held:

@@ -16,9 +16,9 @@ _HASH_BYTES = 20
 
 
 def build_library(library: Path, compile: Callable[[Path], None]) -> Path:
-    """Gives `library`, which `compile` writes to the path that it is given, where it is missing or
-    damaged. Of several processes one compiles and the others wait. Raises OSError and what
-    `compile` raises."""
+    """Gives the path `library`. Where the file is missing or damaged, `compile` writes it to the
+    path that it is given; of several processes one compiles and the others wait. Raises OSError and
+    what `compile` raises."""
     if not is_whole(library):
         library.parent.mkdir(parents=True, exist_ok=True)
         with locked(library.with_suffix(".lock")):
@@ -37,9 +37,9 @@ def _compile(library: Path, compile: Callable[[Path], None]) -> None:
 
 
 def is_whole(library: Path) -> bool:
-    """Tells whether a library is there as it was compiled: its hash stands behind it, where the
-    loader does not look. A page that a cut file lacks would end the process (SIGBUS), without a
-    word and at each start."""
+    """Tells whether a library is unchanged since it was compiled. Its hash is appended to the file,
+    where the loader does not read. Loading a truncated file would end the process by SIGBUS,
+    without a message and at every start."""
     try:
         content = library.read_bytes()
     except OSError:

@@ -1,5 +1,5 @@
-"""Computes digests of files: of a checkpoint's, by which a changed bit is noticed, and of weights,
-by which the model of an adapter is known."""
+"""Computes digests of files: those of a checkpoint reveal a changed bit, and those of weights
+identify the model that an adapter belongs to."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def digest_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_digests(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Reads every file that meta.json has a digest of. Raises CheckpointError for one whose content
-    is not what was written. Checkpoints of earlier versions have no digests."""
+    """Reads every file that meta.json has a digest of. Raises CheckpointError for a file whose
+    content has changed since it was written. Checkpoints of earlier versions have no digests."""
     expected_by_name = meta.get(DIGESTS) or {}
     if not isinstance(expected_by_name, Mapping):
         raise CheckpointError(f"{folder}: its meta.json holds no digests under {DIGESTS}")
@@ -36,7 +36,7 @@ def check_digests(folder: Path, meta: Mapping[str, Any]) -> None:
             found = _digest(folder / name)
         except OSError as error:
             raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror}") from None
-        except ValueError as error:  # half a character, or a zero byte
+        except ValueError as error:  # a lone surrogate, or a zero byte
             raise CheckpointError(f"{folder}: {name!a} is no name of a file: {error}") from None
         if found != expected:
             raise CheckpointError(

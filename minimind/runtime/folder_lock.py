@@ -19,8 +19,8 @@ LOCK_FILE = ".lock"
 
 
 class FolderLock:
-    """Holds a folder until `release`, or until the process ends in whatever way: the kernel drops
-    the lock, and the file that is left means nothing."""
+    """Holds a folder's lock until `release`, or until the process ends, even if it is killed: the
+    kernel releases the lock. The lock file stays and means nothing by itself."""
 
     def __init__(self, folder: Path) -> None:
         """Takes the lock. Raises ConfigError, naming the holder, where another process has it, and

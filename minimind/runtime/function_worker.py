@@ -29,8 +29,8 @@ def serve(descriptor: int, parent: int, is_unpacked: bool, most_s: int) -> None:
     """Answers lists of calls until the parent closes the connection or ends. A call is a pickled
     `(NamedFunction, pickled argument)`; without an argument, it checks that the function can be
     called. Each call gets one message back: a pickled pair of None and the value, or of the kind of
-    failure and a text. No call may take more than `most_s`, even if the parent, which has limits of
-    its own, has gone."""
+    failure and a text. The parent limits the time of calls; if the parent has gone, a call still
+    ends after `most_s`."""
     os.set_inheritable(descriptor, False)
     # A launcher that ends a run signals all its processes, but the parent decides what to stop. A
     # handler, unlike SIG_IGN, is not inherited by programs that a function starts.
@@ -98,13 +98,14 @@ def _pickled(kind: FailureKind | None, value: Any) -> bytes:
 
 
 def _describe(error: BaseException, file: str | None) -> str:
-    """Describes an error: its type, its message, and the last line of `file` in its traceback."""
+    """Describes an error by its type, its message, and the last line of `file` in its traceback; a
+    MiniMindError by its message alone."""
     try:
         message = str(error)
     except Exception:
         message = ""
     if isinstance(error, MiniMindError):
-        return message  # It says all there is to say.
+        return message  # The message is complete without type and line.
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
     own = [frame for frame in frames if frame.filename == file]

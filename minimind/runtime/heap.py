@@ -8,7 +8,7 @@ import os
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """The numbers of glibc's options in malloc.h."""
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
-"""The variables by which glibc lets users set the same (mallopt(3))."""
+"""The environment variables by which users set the same options of glibc (mallopt(3))."""
 
 
 def keep_freed_memory() -> None:
@@ -16,9 +16,9 @@ def keep_freed_memory() -> None:
 
     By default glibc maps each block above 32 MB anew and returns it when it is freed. A step
     allocates the same blocks as the step before, and the kernel would fill each of their pages with
-    zeros again. Resident memory then stays at its peak. Nothing changes where the C library has no
-    such options, where the user has set one of glibc's own variables for them, or names glibc's
-    options in GLIBC_TUNABLES.
+    zeros again. With this setting, resident memory stays at its peak. Nothing changes where the C
+    library has no such options, or where the user has set them: by one of glibc's own variables, or
+    in GLIBC_TUNABLES.
     """
     if any(name in os.environ for name in _SETTINGS):
         return

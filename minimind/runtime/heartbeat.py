@@ -36,14 +36,15 @@ logger = logging.getLogger("minimind")
 
 _BEAT_S = 2.0
 _HELD_UP = 5
-"""A judge that comes this many beats late was held up itself, and excuses the others."""
+"""A judging thread that wakes this many beats late was held up itself, and does not blame the
+others for their silence."""
 _LEARNS_S = 10.0
 """How long a rank whose collective has failed waits to learn which rank is lost."""
 _HEARD_BEATS = 2
-"""How many beats the others have, at most, to read why a rank has failed. The store may end with
-its process."""
+"""For how many beats, at most, a failed rank waits so that the others can read its error: the store
+may end with its process."""
 _runs = itertools.count()
-"""Numbers the runs of this process; all ranks count alike."""
+"""Numbers the runs of this process; a run has the same number on all ranks."""
 
 
 class Heartbeat:
@@ -95,8 +96,8 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Ends the run also where all ranks stand still inside the block. Outside of it a rank may
-        wait for another's work for as long as it takes."""
+        """Inside the block, ends the run also where all ranks stand still. Outside it, a rank may
+        wait for another one's work without a limit."""
         with self._lock:
             self._watch.begin(time.monotonic())
         try:
@@ -110,8 +111,8 @@ class Heartbeat:
                 self._watch.end()
 
     def fail(self) -> None:
-        """Says that this rank is about to end by an error of its own. While it closes its records,
-        ranks that have ended by then are no reason to end it at once."""
+        """Marks this rank as about to end with an error. While it closes its metrics and
+        checkpoints, other ranks that have ended do not make it end at once."""
         with self._lock:
             self._watch.fails = True
 
@@ -130,7 +131,8 @@ class Heartbeat:
             return LostRankError(self._report(what))
 
     def _report(self, what: str) -> str:
-        """Logs and gives the error: at once, since a launcher is about to end this process."""
+        """Gives the text of the error, and logs it at once, since a launcher is about to end this
+        process."""
         text = f"{what.splitlines()[0]}. {self.advice}"
         if self._watch.reports:
             logger.error("error: %s", text)
@@ -145,18 +147,18 @@ class Heartbeat:
                 if ended:
                     self._wait_for_others(keys)
                     return
-                if self._store.check(keys):  # all have told something
+                if self._store.check(keys):  # every rank has written its first sign of life
                     texts = self._store.multi_get(keys)
                     signs = {rank: Sign(**json.loads(text)) for rank, text in enumerate(texts)}
                     with self._lock:
                         self._watch.see(signs, time.monotonic())
                 self._stopped.wait(self._beat_s)
-        except dist.DistError as error:  # the judge notices that nothing is heard
+        except dist.DistError as error:  # the judging thread notices that the store does not answer
             logger.debug("heartbeat: %s", error)
 
     def _wait_for_others(self, keys: list[str]) -> None:
-        """Waits, after an error, until every rank has ended too or has had the time to read why
-        this one has."""
+        """After an error of this rank, waits until every other rank has ended, or has had time to
+        read this rank's error in the store."""
         until = time.monotonic() + (_HEARD_BEATS * self._beat_s if self._ended else 0.0)
         while time.monotonic() < until and self._store.check(keys):
             if all(json.loads(text)["ended"] is not None for text in self._store.multi_get(keys)):
@@ -223,9 +225,9 @@ def _without_signals() -> Iterator[None]:
 
 
 def _is_of_connection(error: BaseException | None) -> bool:
-    """Tells whether an error, or the one that caused it, is of a connection between ranks."""
+    """Tells whether an error, or its cause, comes from a connection between ranks."""
     text = str(error).lower()
-    if error is not None and error.__cause__ is not None:  # a checkpoint that was not written
+    if error is not None and error.__cause__ is not None:  # a checkpoint's error has a cause
         return _is_of_connection(error.__cause__)
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
@@ -242,7 +244,7 @@ def _count_collectives() -> int:
 
 
 def _position(frame: FrameType | None) -> tuple[object, ...]:
-    """Gives what differs between two places of a thread: the instruction of each frame."""
+    """Gives the position of a thread in the code: the instruction of each frame."""
     found: list[object] = []
     while frame is not None:
         found += [frame.f_code, frame.f_lasti]

@@ -1,4 +1,4 @@
-"""Counts how far the main thread has come, for those who ask whether it still moves."""
+"""Counts the main thread's progress, so that the heartbeat sees whether the thread still moves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ class Progress:
 
 
 def mark_progress() -> None:
-    """Says that the main thread has moved. Work that waits at one place of the code again and
-    again, without collectives, calls it each time: a step of generation, a batch of validation."""
+    """Counts one movement of the main thread. Work that waits at one place of the code again and
+    again, without collectives, calls it each time: a step of generation or a batch of validation.
+    """
     Progress.marks += 1

@@ -12,21 +12,21 @@ STANDS_LONGER = 10
 """A run counts as hung when all ranks have stood still for this many times the longest pause that
 ended by itself, and for the time limit at least."""
 _TELLS_S = 5.0
-"""How long a rank may take to end by itself after another one has told that it ends."""
+"""How long the other ranks have to end by themselves after one has failed or died."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sign:
-    """Is what a rank tells the others again and again."""
+    """Holds a rank's sign of life, which the rank writes again and again for the others."""
 
     beat: int
-    """How often this rank has told it."""
+    """How many signs this rank has written."""
     moves: int
-    """How often its main thread was found at another place than before."""
+    """How often the main thread was found at another place in the code than before."""
     collectives: int
-    """How many collectives it has entered."""
+    """How many collectives the main thread has entered."""
     place: str
-    """Where its main thread is, as file:line (function)."""
+    """Where the main thread is, as file:line (function)."""
     host: str
     machine: str
     """An id shared by processes that see one another's process ids."""
@@ -47,12 +47,13 @@ class RankWatch:
     rank: int
     limit_s: float
     server: str
-    """Who serves the store, for the message where it no longer answers."""
+    """Names the process that serves the store, for the message where the store no longer answers.
+    """
     state_of: Callable[[int], str] = process_state
     """Gives the state of a process of this machine ("" where it is gone)."""
     signs: dict[int, Sign] = field(default_factory=dict)
     fails: bool = False
-    """Whether this rank is about to end by an error of its own, as the others may do too."""
+    """Whether this rank is about to end with an error; the others may then end too."""
     _heard: dict[int, float] = field(default_factory=dict)
     """When each rank's newest sign was first seen."""
     _answered: float | None = None
@@ -99,8 +100,9 @@ class RankWatch:
         )
 
     def find_gone(self, now: float, *, at_once: bool = False) -> str | None:
-        """Finds a rank that has ended. It gets some seconds to say why, and this rank to hear of it
-        in its own way, unless the answer is wanted `at_once`."""
+        """Finds a rank that has ended. Unless the answer is wanted `at_once`, that rank first gets
+        some seconds to report its error, and this rank to notice the failure by its own collective.
+        """
         for rank, sign in self.signs.items():
             if rank == self.rank or sign.ended == "":
                 continue
@@ -118,7 +120,7 @@ class RankWatch:
 
     def _find_silent(self) -> str | None:
         for rank, sign in self.signs.items():
-            # While the store does not answer, nothing can be heard of anybody.
+            # While the store does not answer, no rank's signs can be read.
             silent_s = (self._answered or 0.0) - self._heard[rank]
             if rank == self.rank or sign.ended is not None or silent_s < self.limit_s:
                 continue

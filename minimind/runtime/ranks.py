@@ -56,8 +56,8 @@ def complete_environment(ranks: Ranks) -> None:
 
 
 def free_port() -> int:
-    """Finds a port on which nobody listens, for the ranks of a run to meet. It is drawn at random,
-    so that runs started at the same time choose different ones. Raises ConfigError."""
+    """Finds a port on which no process listens, for the ranks of a run to meet. It is drawn at
+    random, so that runs started at the same time choose different ones. Raises ConfigError."""
     # Not from the global generator: runs with the same seed would draw the same port.
     for port in random.SystemRandom().sample(_PORTS, _TRIED_PORTS):
         with socket.socket() as probe, contextlib.suppress(OSError):

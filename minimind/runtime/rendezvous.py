@@ -32,15 +32,15 @@ _ANSWER_S = 60
 
 
 def open_store(ranks: Ranks) -> Store:
-    """Gives a store that the ranks of this run share, and nobody else. Raises ConfigError where
-    rank 0 cannot listen on its port, where nobody listens, and where another run does."""
+    """Gives a store that only the ranks of this run share. Raises ConfigError where rank 0 cannot
+    listen on its port, where no process listens on it, and where another run's process does."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serves = ranks.is_main and not _agent_serves()
     if ranks.local_world_size < ranks.world_size and (name := find_interface(host)):
-        # Gloo would take the one that this host's name belongs to, often the loopback.
+        # Gloo would take the interface of this host's name, which is often the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     if ranks.world_size == 1 and serves:
-        host, port = "127.0.0.1", 0  # nobody has to find it, so any free port will do
+        host, port = "127.0.0.1", 0  # no other rank has to find it, so any free port will do
     store = _connect(host, port, serves=serves)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     mine = PrefixStore(f"minimind/{attempt}", store)
@@ -52,9 +52,9 @@ def open_store(ranks: Ranks) -> Store:
 
 
 def run_identity(ranks: Ranks, environment: Mapping[str, str], argv: Sequence[str]) -> str:
-    """Gives a text that is the same on all ranks of a run. Another run differs in it where the
-    launcher tells them apart: torchrun by its run id, `deepspeed` on one machine by its own
-    process, on several by the command."""
+    """Gives a text that is the same on all ranks of a run. Another run has another text, as far as
+    the launcher tells runs apart: torchrun by its run id, `deepspeed` by its process on one machine
+    and by the command on several."""
     parts: list[object] = [ranks.world_size]
     if run_id := environment.get("TORCHELASTIC_RUN_ID"):
         parts += ["torchrun", run_id]
@@ -67,8 +67,8 @@ def run_identity(ranks: Ranks, environment: Mapping[str, str], argv: Sequence[st
 
 
 def find_interface(host: str) -> str | None:
-    """Finds the network interface through which this machine reaches another, or whose address
-    `host` is. Gives None where none is known."""
+    """Finds the network interface through which this machine reaches `host`, or the one that has
+    the address `host`. Gives None where it finds none."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # sends nothing
@@ -101,8 +101,8 @@ def _connect(host: str, port: int, *, serves: bool) -> TCPStore:
 
 
 def _wait_for_server(host: str, port: int) -> None:
-    """Returns when somebody listens. PyTorch's own client would log a trace of C++ each time that
-    nobody does."""
+    """Returns when a process listens. PyTorch's own client would log a C++ trace after every failed
+    attempt."""
     until = time.monotonic() + JOIN_S
     while True:
         try:

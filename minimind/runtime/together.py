@@ -72,7 +72,8 @@ def _short(value: Any) -> str:
 
 def main_first(ranks: Ranks, work: Callable[[], ResultT]) -> ResultT | None:
     """Runs `work` on rank 0 while the others wait; gives its result there and None on the others.
-    All ranks raise a user's error: one that went on alone would fail in its next collective."""
+    If `work` raises a user's error, all ranks raise it: a rank that went on alone would fail in its
+    next collective."""
     result, error = None, None
     if ranks.is_main:
         try:

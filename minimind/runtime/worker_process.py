@@ -23,8 +23,8 @@ class WorkerProcess:
     The worker runs `python -c`. multiprocessing's "spawn" would import the parent's main module
     again, and so run a script without `if __name__ == "__main__"` once more in each worker; a fork
     is not allowed in a process with threads or a GPU. The worker has the parent's sys.path, working
-    directory and environment, and leads a session of its own: Ctrl-C does not reach it, and all
-    that its functions start ends with it.
+    directory and environment, and leads its own session: Ctrl-C does not reach it, and processes
+    that its functions start end with it.
     """
 
     def __init__(self, *, is_unpacked: bool, most_s: int) -> None:

@@ -60,8 +60,8 @@ def chat_rows(seed: int) -> Iterator[SampleRow]:
 
 
 def sentence_rows(seed: int) -> Iterator[SampleRow]:
-    """Yields endless conversations like those of `chat_rows` without tools, but facts about the
-    world are answered in whole sentences: a manner of answering that an adapter can learn."""
+    """Yields endless conversations like those of `chat_rows` without tools, but with whole
+    sentences as answers to facts about the world. An adapter can learn this style."""
     return _conversations(seed, in_sentences=True)
 
 

@@ -67,8 +67,8 @@ def text_documents(seed: int) -> Iterator[tuple[str, bool]]:
 
 
 class Dice:
-    """Draws random choices from random.random() alone, the one stream that stays the same over
-    Python versions."""
+    """Draws random choices from random.random() alone, since only its numbers are the same in all
+    versions of Python."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random

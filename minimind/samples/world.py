@@ -88,6 +88,7 @@ HELD_OUT_SUMS = frozenset(
         *((5, 9), (12, 2), (6, 9), (10, 6), (7, 9), (13, 4), (3, 14), (11, 7), (14, 5), (8, 12)),
     }
 )
-"""Never in the training text, in any wording; the same numbers the other way round are."""
+"""Sums that never occur in the training text, in any wording; the same numbers in the other order
+do occur."""
 HELD_OUT_COUNTS = frozenset({(41, 47), (23, 28), (66, 73)})
-"""Never in the training text as a first and a last number."""
+"""(first, last) of the counts that never occur in the training text."""

@@ -46,8 +46,8 @@ def build_protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
                 return False
             if not self._is_half_closed:
                 self._is_half_closed = True
-                # To be written to makes a client's system reset the connection, if nobody has it.
-                # HTTP/1.0 knows no interim responses.
+                # Writing makes the client's system reset the connection if no process there holds
+                # it. HTTP/1.0 knows no interim responses.
                 if not self.cycle.response_started and self.scope["http_version"] == "1.1":
                     self.transport.write(_PROBE)
                 self._look_again(_FIRST_LOOK_S)
@@ -63,8 +63,8 @@ def build_protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
             return self.cycle is not None and not self.cycle.response_complete
 
         def _look_again(self, after_s: float) -> None:
-            """Ends the connection once it was reset. Nothing tells of that, since nothing is read
-            any longer."""
+            """Checks repeatedly whether the connection was reset, and ends it then. asyncio does
+            not report a reset, since it no longer reads."""
 
             def look() -> None:
                 peer: socket.socket = self.transport.get_extra_info("socket")

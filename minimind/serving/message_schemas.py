@@ -44,7 +44,7 @@ class ContentPart(RequestPart):
     refusal: str | None = None
     annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None
     logprobs: Annotated[Any, NoEffect("an answer's, sent back")] = None
-    cache_control: Annotated[Any, NoEffect("prompts are cached by themselves")] = None
+    cache_control: Annotated[Any, NoEffect("prompts are cached automatically")] = None
 
 
 Content = str | list[str | ContentPart] | None

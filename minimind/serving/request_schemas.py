@@ -47,8 +47,8 @@ class AnyRequest(RequestPart):
 
     model: Annotated[str | None, Off("")] = None
     """May be left out if the server has one model."""
-    user: Annotated[Any, NoEffect("users are not told apart")] = None
-    request_id: Annotated[Any, NoEffect("each call has the server's own")] = None
+    user: Annotated[Any, NoEffect("users are not distinguished")] = None
+    request_id: Annotated[Any, NoEffect("the server gives each call its own")] = None
     priority: Annotated[Any, NoEffect("first come, first served")] = None
 
     @field_validator("*", mode="before")
@@ -84,25 +84,25 @@ class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
     store: Annotated[Any, NoEffect("nothing is kept")] = None
     metadata: Annotated[Any, NoEffect("nothing is kept")] = None
     service_tier: Annotated[Any, NoEffect("there is one tier")] = None
-    safety_identifier: Annotated[Any, NoEffect("users are not told apart")] = None
-    prompt_cache_key: Annotated[Any, NoEffect("prompts are cached by themselves")] = None
-    prompt_cache_retention: Annotated[Any, NoEffect("prompts are cached by themselves")] = None
-    prompt_cache_options: Annotated[Any, NoEffect("prompts are cached by themselves")] = None
-    cache_prompt: Annotated[Any, NoEffect("prompts are cached by themselves")] = None
-    cache_salt: Annotated[Any, NoEffect("a prompt's cache shows in no text")] = None
-    id_slot: Annotated[Any, NoEffect("slots are the server's affair")] = None
+    safety_identifier: Annotated[Any, NoEffect("users are not distinguished")] = None
+    prompt_cache_key: Annotated[Any, NoEffect("prompts are cached automatically")] = None
+    prompt_cache_retention: Annotated[Any, NoEffect("prompts are cached automatically")] = None
+    prompt_cache_options: Annotated[Any, NoEffect("prompts are cached automatically")] = None
+    cache_prompt: Annotated[Any, NoEffect("prompts are cached automatically")] = None
+    cache_salt: Annotated[Any, NoEffect("the prompt cache does not change the text")] = None
+    id_slot: Annotated[Any, NoEffect("the server assigns the slots")] = None
     timings_per_token: Annotated[Any, NoEffect("/metrics has times")] = None
-    return_progress: Annotated[Any, NoEffect("nothing is told before the first token")] = None
-    n_keep: Annotated[Any, NoEffect("a context is never shifted")] = None
-    n_discard: Annotated[Any, NoEffect("a context is never shifted")] = None
-    backend_sampling: Annotated[Any, NoEffect("where tokens are chosen is the server's affair")] = (
+    return_progress: Annotated[Any, NoEffect("progress is not reported before the first token")] = (
         None
     )
+    n_keep: Annotated[Any, NoEffect("a context is never shifted")] = None
+    n_discard: Annotated[Any, NoEffect("a context is never shifted")] = None
+    backend_sampling: Annotated[Any, NoEffect("the server decides where tokens are chosen")] = None
     kv_transfer_params: Annotated[Any, NoEffect("each server has a cache of its own")] = None
     mm_processor_kwargs: Annotated[Any, NoEffect("the model reads text alone")] = None
     media_io_kwargs: Annotated[Any, NoEffect("the model reads text alone")] = None
     moderation: Annotated[Any, NoEffect("nothing is moderated")] = None
-    spaces_between_special_tokens: Annotated[Any, NoEffect("tokens hold their own spaces")] = None
+    spaces_between_special_tokens: Annotated[Any, NoEffect("tokens include their spaces")] = None
     include_stop_str_in_output: Annotated[Any, Refused("add it to the text", False)] = None
     prompt_logprobs: Annotated[Any, Refused("send `echo` to /v1/completions")] = None
     return_tokens: Annotated[Any, Refused("/tokenize gives ids", False)] = None
@@ -185,7 +185,7 @@ class ConversationFields(RequestPart):
 
     @property
     def thinks(self) -> bool:
-        """Tells whether the model is to think. If several fields say, the one nearest to the
+        """Tells whether the model is to think. If several fields decide it, the one nearest to the
         template counts."""
         options = self.chat_template_kwargs or {}
         asked = [options.get("enable_thinking"), options.get("open_thinking"), self.enable_thinking]
@@ -224,8 +224,8 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
     thinking_token_budget: Annotated[Any, Refused("send `max_tokens`", -1)] = None
     thinking_budget_tokens: Annotated[Any, Refused("send `max_tokens`", -1)] = None
     parse_tool_calls: Annotated[Any, Refused("leave out `tools`", True)] = None
-    add_special_tokens: Annotated[Any, Refused("the chat template says which", False)] = None
-    prediction: Annotated[Any, NoEffect("it would be for speed")] = None
+    add_special_tokens: Annotated[Any, Refused("the chat template decides which", False)] = None
+    prediction: Annotated[Any, NoEffect("it affects speed alone")] = None
 
     @property
     def num_choices(self) -> int:

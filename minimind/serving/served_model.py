@@ -232,8 +232,8 @@ class ServedModel:
         return split_open_thought(turn)
 
     def _most_tokens(self, body: RequestPart) -> int:
-        """Gives the most tokens that a text may have before it is cut: those of the context, or
-        several times as many where the request cuts it or wants its tokens alone."""
+        """Gives the most tokens that a text may have before it is cut: the context's, or several
+        times as many where the request cuts the text or only wants its tokens."""
         is_cut = getattr(body, "truncate_prompt_tokens", None) is not None
         return self.context * (
             _CUT_OR_COUNTED if is_cut or isinstance(body, TokenizeRequest) else 1

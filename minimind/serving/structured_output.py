@@ -104,7 +104,7 @@ class SchemaFormat(RequestPart):
 
 
 class FlatSchemaFormat(SchemaNames):
-    """Is the json_schema format as /v1/responses has it."""
+    """Defines the json_schema format in the flat form of /v1/responses."""
 
     type: Literal["json_schema"]
     schema_: JsonSchema = Field(alias="schema")
@@ -124,8 +124,8 @@ class StructuredOutputs(RequestPart):
     structural_tag: Annotated[Any, Refused("send `tools` or `response_format`")] = None
     whitespace_pattern: Annotated[Any, Refused("JSON is on one line")] = None
     disable_any_whitespace: Annotated[Any, NoEffect("JSON is on one line")] = None
-    disable_additional_properties: Annotated[Any, NoEffect("the schema says which may be")] = None
-    disable_fallback: Annotated[Any, NoEffect("one library sees to it")] = None
+    disable_additional_properties: Annotated[Any, NoEffect("the schema decides it")] = None
+    disable_fallback: Annotated[Any, NoEffect("there is one backend")] = None
 
 
 class StructuredFields(RequestPart):
@@ -143,7 +143,7 @@ class StructuredFields(RequestPart):
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
     guided_whitespace_pattern: Annotated[Any, Refused("JSON is on one line")] = None
-    guided_decoding_backend: Annotated[Any, NoEffect("one library sees to it")] = None
+    guided_decoding_backend: Annotated[Any, NoEffect("there is one backend")] = None
     json_schema: JsonSchema | None = None
     """llama.cpp's field."""
     grammar: str | None = None

@@ -68,7 +68,7 @@ class CompletionRequest(TextReading, GenerationRequestFields):
     `echo` those of the prompt too."""
     echo: bool | None = None
     """True: the text begins with the prompt."""
-    suffix: Annotated[Any, Refused("the model writes behind a text alone", "")] = None
+    suffix: Annotated[Any, Refused("the model only continues a text", "")] = None
     best_of: int | None = Field(None, ge=1)
     """Must equal `n`, since all choices are returned; another number is refused."""
     prompt_embeds: Annotated[Any, Refused("send `prompt`", [])] = None
@@ -96,7 +96,7 @@ class EmbeddingRequest(TextReading, AnyRequest):
     """A text, its ids, or a list of these."""
     encoding_format: Literal["float", "base64"] | None = None
     """base64 encodes little-endian fp32 numbers."""
-    dimensions: Annotated[Any, Refused("all are given, as many as the model is wide")] = None
+    dimensions: Annotated[Any, Refused("vectors have the model's hidden size")] = None
     truncate_prompt_tokens: Truncation = None
     """Keeps only this many tokens at each text's beginning; -1 keeps as many as the context
     holds."""

@@ -39,7 +39,7 @@ class DistillRecipe(SFTRecipe):
         None, "the teacher: a run's folder, a checkpoint in it or a Hugging Face folder"
     )
     alpha: float = option(0.5, "weight of the text's own loss; the rest is the teacher's")
-    temperature: float = option(1.5, "of both distributions (higher: more of the unlikely tokens)")
+    temperature: float = option(1.5, "of both distributions (higher: unlikely tokens weigh more)")
 
     def check(self) -> None:
         super().check()

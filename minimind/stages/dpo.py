@@ -34,7 +34,9 @@ class DPORecipe(Recipe):
 
     gradient_clipping: float = option(0.5, "largest gradient norm (0: no clipping)")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
-    beta: float = option(0.15, "reward by log-probability; orpo: weight of the odds ratio")
+    beta: float = option(
+        0.15, "factor of log-probabilities in the reward; orpo: weight of the odds ratio"
+    )
     loss_type: str = option("dpo", f"{', '.join(LOSS_TYPES)}; the last two need no reference")
     length_mean: bool = option(
         False, "means of token log-probabilities instead of sums (orpo and simpo: always)"

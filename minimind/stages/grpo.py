@@ -57,16 +57,16 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
     )
     loss_type: str = option("grpo", f"{' or '.join(LOSS_TYPES)}")
     beta: float = option(0.1, "weight of the KL divergence from the reference (0: no reference)")
-    epsilon: float = option(0.2, "grpo: a token's ratio counts from 1 - epsilon")
+    epsilon: float = option(0.2, "grpo: lower clipping bound of the ratio, 1 - epsilon")
     epsilon_high: float | None = option(
-        None, "and up to 1 + epsilon_high, as DAPO's 0.28 (default: epsilon; of cispo 4)"
+        None, "upper bound, 1 + epsilon_high; DAPO has 0.28 (default: epsilon; with cispo 4)"
     )
     ratio_level: str = option("token", "ratios of each token, or of a whole sequence (GSPO)")
     scale_rewards: str = option(
         "group", "advantages are divided by the rewards' deviation in the group, the batch, or none"
     )
     dynamic_sampling: int = option(
-        0, "times that prompts whose answers are all worth the same are replaced by others (DAPO)"
+        0, "how often prompts whose answers all have the same reward are replaced (DAPO)"
     )
 
     def check(self) -> None:
@@ -133,9 +133,8 @@ class GRPO(RolloutStage):
         return trains(self.recipe).outline(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds the policy, with adapters where the recipe asks for them, and where `beta` is not
-        0 the frozen reference. `check` must have passed: only the adapters' part of it is
-        repeated."""
+        """Builds the policy, with adapters if the recipe has them, and the frozen reference if
+        `beta` is not 0. Call `check` first: only its part about adapters is repeated here."""
         self.get_ready(context)
         if self.recipe.has_adapters:  # the frozen base is the reference
             return Lora(self.recipe).build_models(context)

@@ -38,7 +38,9 @@ class KTORecipe(Recipe):
 
     gradient_clipping: float = option(0.5, "largest gradient norm (0: no clipping)")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
-    beta: float = option(0.1, "reward by log-probability ratio (higher: nearer to the reference)")
+    beta: float = option(
+        0.1, "factor of the log-probability ratio in the reward (higher: nearer to the reference)"
+    )
     loss_type: str = option(
         "kto",
         f"{' or '.join(LOSS_TYPES)}; the second compares with 0 instead of the policy's drift",

@@ -14,7 +14,8 @@ from minimind.stages.rollout_batch import RolloutBatch
 from minimind.types import HeadFn, ModelOutput
 
 _MOST_LOG_RATIO = 20.0
-"""Bounds log-ratios so that ratios stay finite: an advantage of 0 times infinity would be NaN."""
+"""The largest log-ratio, so that ratios stay finite: an advantage of 0 times infinity would be NaN.
+"""
 
 LossType = Literal["grpo", "cispo"]
 
@@ -91,8 +92,8 @@ class PolicyLoss:
     def weigh(
         self, loss_C: Tensor, batch: RolloutBatch, rows: slice | Tensor = slice(None)
     ) -> Tensor:
-        """Weights the losses of the targets `rows` so that their sum divided by `batch.count` is
-        the mean that the recipe asks for."""
+        """Weights the losses of the targets `rows`, so that their sum over all targets divided by
+        `batch.count` is the mean that the recipe asks for."""
         return loss_C / self.length if self.length else loss_C * batch.weights_R[rows]
 
     def _joins_tokens(self, batch: RolloutBatch) -> bool:
@@ -163,7 +164,7 @@ def log_prob_head(batch: RolloutBatch, temperature: float) -> HeadFn:
 
 
 def target_states(hidden_MD: Tensor, batch: RolloutBatch, temperature: float) -> Tensor:
-    """Gives the hidden states that predict the targets, [R, D], divided by the temperature, which
-    divides their logits by it."""
+    """Gives the hidden states that predict the targets, [R, D], divided by the temperature: this
+    divides the logits by it."""
     hidden_RD = hidden_MD.index_select(0, batch.indices_R)
     return hidden_RD if temperature == 1.0 else hidden_RD / temperature

@@ -43,13 +43,14 @@ class PPORecipe(RolloutRecipe):
     inner_epochs: int = option(2, "times that each answer is learned from")
     loss_mean: str = option("token", "the loss is a mean over: token, sample or length, see grpo")
     kl_coef: float = option(0.02, "weight of the KL divergence from the reference (0: none)")
-    epsilon: float = option(0.2, "a token's ratio counts from 1 - epsilon to 1 + epsilon")
-    value_epsilon: float = option(0.2, "how far a value's update counts (0: however far)")
+    epsilon: float = option(0.2, "clipping bounds of a token's ratio, 1 - epsilon and 1 + epsilon")
+    value_epsilon: float = option(0.2, "clipping bound of a value's change (0: no clipping)")
     value_coef: float = option(0.5, "weight of the values' squared error")
-    gamma: float = option(1.0, "discount of a reward by each token before it")
-    gae_lambda: float = option(0.95, "how far an advantage looks ahead of the critic, 0 to 1")
+    gamma: float = option(1.0, "discount factor of the reward, per token")
+    gae_lambda: float = option(0.95, "lambda of generalised advantage estimation, 0 to 1")
     kl_stop: float = option(
-        0.25, "a step ends once the policy is so far from itself before the step (0: never)"
+        0.25,
+        "end a step once the policy's KL from its state before the step is above this (0: never)",
     )
 
     @property
@@ -82,9 +83,9 @@ class PPOBatch(RolloutBatch):
 
 
 class PPO(RolloutStage):
-    """Adds a value loss to PolicyLoss, with the advantages of stages/advantages.py normalised over
-    all targets of the step. With V the critic's value of a target, old its value before the step's
-    first update, ret its return and ε_v = value_epsilon, the value loss is
+    """Adds a value loss to PolicyLoss. The advantages are those of stages/advantages.py, normalised
+    over all targets of the step. With V the critic's value of a target, old its value before the
+    step's first update, ret its return and ε_v = value_epsilon, the value loss is
 
         value_coef · max((V - ret)², (old + clip(V - old, -ε_v, ε_v) - ret)²).
     """
@@ -112,9 +113,9 @@ class PPO(RolloutStage):
             return ActorCritic(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds policy and critic as one module, the critic starting from the policy's weights,
-        and where `kl_coef` is not 0 the frozen reference. `check` must have passed: it is not
-        repeated."""
+        """Builds policy and critic as one module, where the critic starts from the policy's
+        weights, and the frozen reference if `kl_coef` is not 0. Call `check` first: it is not
+        repeated here."""
         self.get_ready(context)
         module = ActorCritic(context.config)
         for model in (module.policy, module.critic):

@@ -19,8 +19,8 @@ _TIMES = ("rollout", "reward", "reference", "forward", "backward")
 
 class RolloutMeasures:
     """Sums measures of the answers over all ranks, and times the parts of a step on this rank's
-    host. `time_backward_s` is an update's time minus its forwards. No timer waits for a GPU, so on
-    one the times of forward and backward are those of launching them."""
+    host. `time_backward_s` is an update's time minus its forwards. No timer waits for a GPU, so
+    there the times of forward and backward only cover their launches."""
 
     def __init__(self, reward_names: Sequence[str]) -> None:
         self._rewards = tuple(reward_names)

@@ -30,7 +30,7 @@ class RolloutRecipe(Recipe):
     max_new_tokens: int | None = option(
         None, "most tokens of an answer, with all its turns (default: half of seq_len)"
     )
-    temperature: float = option(1.0, "tokens are drawn at it, and the loss is computed at it")
+    temperature: float = option(1.0, "temperature of sampling and of the loss")
     top_k: int = option(0, "draw from the k likeliest tokens (0: all)")
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability")
     thinking: bool = option(False, "the answer begins inside a thinking block")
@@ -53,7 +53,7 @@ class RolloutRecipe(Recipe):
     max_turns: int = option(1, "turns of the policy; after each but the last its tools are called")
 
     inner_epochs: int = option(1, "times that each answer is learned from")
-    num_minibatches: int = option(1, "updates in each of these, with a part of the answers each")
+    num_minibatches: int = option(1, "updates per pass over the answers, each on a part of them")
     loss_mean: str = option(
         "sample",
         "the loss is a mean over: sample (of the mean over its tokens), token, or length (sample, "
@@ -63,11 +63,13 @@ class RolloutRecipe(Recipe):
         0.0,
         "weigh each token by the trainer's probability over the sampler's, at most this (0: off)",
     )
-    mask_cut: bool = option(False, "an answer that a limit ended teaches nothing")
+    mask_cut: bool = option(False, "leave answers that a token limit ended out of the loss")
     overlong_buffer: int = option(
         0, "tokens before max_new_tokens over which overlong_penalty grows from 0"
     )
-    overlong_penalty: float = option(1.0, "taken off the reward of an answer of max_new_tokens")
+    overlong_penalty: float = option(
+        1.0, "subtracted from the reward of an answer of max_new_tokens"
+    )
 
     @classmethod
     def sizes(cls, device_kind: str, preset: str) -> Sizes:

@@ -130,7 +130,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     def look_back(
         self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
     ) -> list[list[RolloutBatch]]:
-        """Adds the numbers that the loss needs from before the first update, such as
+        """Adds to the micro-batches what the loss needs from before the first update, such as
         log-probabilities. `parts` holds the micro-batches of each update of an epoch."""
         raise NotImplementedError
 
@@ -139,8 +139,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         return True
 
     def stops_before(self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]) -> bool:
-        """Tells whether the step ends before its next update, on `batches`. All ranks get the same
-        answer."""
+        """Tells whether the step ends before its next update, whose micro-batches are `batches`.
+        All ranks get the same answer."""
         return False
 
     def prepare(

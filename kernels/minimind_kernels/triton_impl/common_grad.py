@@ -1,4 +1,4 @@
-"""Finds the one gradient that the losses of all counted tokens received: in one program."""
+"""Finds the gradient that the losses of all counted tokens received, in a single program."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NUM_WARPS = 16
 
 
 def common_grad(grad_M: Tensor, labels_M: Tensor, *, ignored: int) -> tuple[Tensor, Tensor]:
-    """Gives the gradient, fp32 and 0 where no token counts; and whether all counted tokens received
-    it. Each is one number."""
+    """Gives two scalars: the gradient (fp32, 0 where no token counts), and whether all counted
+    tokens received the same one."""
     grad = grad_M.new_empty((), dtype=torch.float32)
     is_uniform = grad_M.new_empty((), dtype=torch.bool)
     launch(

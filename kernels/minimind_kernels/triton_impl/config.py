@@ -49,8 +49,9 @@ AnyTile = TypeVar("AnyTile", Tile, ProductTile)
 
 
 class Tiles(Generic[AnyTile]):
-    """Holds the tile of one kernel, and others for some architectures. None has been measured
-    yet; `candidates` are those that a sweep tries although they differ in more than one number."""
+    """Holds the tile of one kernel, and other tiles for some architectures. No tile has been
+    measured yet. A sweep changes one number of a tile at a time; it also tries `candidates`, which
+    differ in several."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ _INTERPRETED_PRODUCT = ProductTile(16, 32, 32, num_warps=1, stages=1)
 
 
 class ProductTiles(Tiles[ProductTile]):
-    """Holds the tile of one matrix product in 16 bits; in fp32 all products have the same."""
+    """Holds the tile of one matrix product in 16 bits; in fp32 all products have the same tile."""
 
     def on(self, arch: str, dtype: torch.dtype | None = None) -> ProductTile:
         if arch == "interpreter":

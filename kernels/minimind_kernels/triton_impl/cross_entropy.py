@@ -1,4 +1,4 @@
-"""Computes the cross-entropy of logits and its gradient: one program a row, see row_softmax.py."""
+"""Computes the cross-entropy of logits and its gradient: one program per row (row_softmax.py)."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _loss_kernel(
     loss = row_max - label_logit + log_sum
     tl.store(loss_ptr + row, tl.where(label == ignored, 0.0, loss * weight))
     if WITH_GRAD:
-        # Each thread has read what it overwrites: the reductions above wait for all.
+        # All threads have read the logits that are overwritten: the reductions above wait for them.
         if BLOCK >= VOCAB:
             grads = _grads(logits, columns, label, row_max, log_sum, weight)
             store_logits(row_ptr, columns, grads, WIDTH)
@@ -163,7 +163,7 @@ def _grad_kernel(
         label,
         tl.load(max_ptr + row),
         tl.load(log_sum_ptr + row),
-        # Of an ignored token the gradient may be anything, NaN too.
+        # The gradient of an ignored token may have any value, NaN too.
         tl.where(label == ignored, 0.0, grad),
         VOCAB,
         WIDTH,

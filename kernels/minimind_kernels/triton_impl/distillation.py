@@ -1,4 +1,4 @@
-"""Computes cross-entropy, divergence from a teacher and the gradient of both: one program a row,
+"""Computes cross-entropy, divergence from a teacher and the gradient of both: one program per row,
 see row_softmax.py."""
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def _read_blocks(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gives, in one pass, what three softmaxes need: the student's maximum, its sum of exponentials
-    at temperature 1 and at the other one, the teacher's maximum and sum; and the label's logit."""
+    """Gives, in one pass, the numbers of three softmaxes and the label's logit: the student's
+    maximum, its sums of exponentials at temperature 1 and at the given temperature, and the
+    teacher's maximum and sum."""
     lanes, teacher_lanes = lane_columns(row_ptr, BLOCK), lane_columns(teacher_row_ptr, BLOCK)
     maxima, plain_sums = new_lanes(row_ptr, BLOCK)
     teacher_maxima, teacher_sums = new_lanes(teacher_row_ptr, BLOCK)

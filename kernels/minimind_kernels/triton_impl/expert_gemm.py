@@ -1,7 +1,7 @@
-"""Computes products of all experts in one launch each, over a fixed grid (expert_tiles.py): forward
-two; backward two and one for the experts' own gradients. With several slots a token, each way has
-one more, which sums them. Each program owns its output: no atomics.
-"""
+"""Computes products of all experts in one launch each, over a fixed grid (expert_tiles.py): two in
+the forward pass; two in the backward pass, and one for the experts' own gradients. With several
+slots per token, each pass has one more launch, which sums them. Each program owns its output: no
+atomics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _UP_TILES = ProductTiles(
     ProductTile(128, 64, 64, num_warps=8, stages=3),
     candidates=(ProductTile(128, 128, 64, num_warps=8, stages=3),),
 )
-# As small as lets two programs share a multiprocessor: one loads while the other activates.
+# Small enough for two programs to share a multiprocessor: one loads while the other computes the
+# activation.
 _ACTIVATION_GRAD_TILES = ProductTiles(
     "expert_activation_grad",
     ProductTile(64, 64, 64, num_warps=4, stages=3),
@@ -212,9 +213,9 @@ def _activation_grad_kernel(
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Computes d = dy · down, then the gradients of gate and up (see swiglu.py) from d times the
-    slot's weight, the hidden values rebuilt and weighted, and this tile's part of the weight's Σ d
-    · hidden."""
+    """Computes d = dy · down, and from it three results: the gradients of gate and up (see
+    swiglu.py), for d times the slot's weight; the hidden values, rebuilt and weighted; and this
+    tile's part of Σ d · hidden, the gradient of the slot's weight."""
     expert, first_slot, count, rows, columns = find_tile(
         offsets_ptr, FFN, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )

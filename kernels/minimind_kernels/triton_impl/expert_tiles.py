@@ -2,8 +2,8 @@
 
 Only the device knows how many slots an expert has. So the grid has as many row tiles as any
 distribution can need: expert e, whose slots start at o_e, owns the tiles from ⌊o_e / rows⌋ + e up
-to those of expert e + 1, which is never fewer than it fills. A program finds its expert by
-comparing offsets; one whose tile is not filled ends at once.
+to the first tile of expert e + 1. These are never fewer than it fills. A program finds its expert
+by comparing offsets; one whose tile is not filled ends at once.
 """
 
 from __future__ import annotations
@@ -55,5 +55,5 @@ def find_tile(
     start = tl.load(offsets_ptr + expert)
     first = start + (tile - start // BLOCK_ROWS - expert) * BLOCK_ROWS
     count = tl.load(offsets_ptr + expert + 1) - first
-    # 64 bits for what is one number, 32 for what each thread has many of.
+    # Scalars have 64 bits; values of which each thread has many have 32.
     return expert.to(tl.int64), first.to(tl.int64), count, tl.arange(0, BLOCK_ROWS), columns

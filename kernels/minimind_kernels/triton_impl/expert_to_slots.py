@@ -37,8 +37,8 @@ def multiply_and_sum_slots(
     """Multiplies each sorted row with its expert's weight [E, K, D], or [E, D, K] if `transposed`,
     and with the slot's own weight, and sums over each token's slots: [M, D].
 
-    `grad_weights` is (partial_NP, grad_weights_MS): the sums of each sorted slot's N partial sums
-    are written, too, to the slot's place in the order of tokens.
+    `grad_weights` is (partial_NP, grad_weights_MS): the N partial sums of each sorted slot are
+    added, and the result is written to the slot's place in the order of tokens.
     """
     num_experts = weight.shape[0]
     depth, width = weight.shape[:0:-1] if transposed else weight.shape[1:]

@@ -1,4 +1,4 @@
-"""Computes the gradients of all experts' weights, two products over each one's slots.
+"""Computes the gradients of all experts' weights: two products over the slots of each expert.
 
 They are one launch, so that the last tiles of the first do not leave multiprocessors idle.
 """
@@ -25,8 +25,8 @@ def expert_weight_grads(
     offsets_E1: Tensor,
     num_slots: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gives, over the slots of each expert, grad_gate_upᵀ · x [E, 2F, D] and grad_outᵀ · hidden
-    [E, D, F]. The first and the last have a row for each slot in the order of experts, the others
+    """Gives, over the slots of each expert, grad_gate_upᵀ · x [E, 2F, D] and grad_outᵀ · hidden [E,
+    D, F]. grad_gate_up and hidden have a row for each slot, sorted by expert; x and grad_out have
     one for each token."""
     num_experts, hidden, ffn = len(offsets_E1) - 1, x_MD.shape[1], hidden_PF.shape[1]
     grad_gate_up_EGD = x_MD.new_empty(num_experts, 2 * ffn, hidden)
@@ -78,8 +78,8 @@ def _weight_grad_kernel(
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Computes one tile of one expert's gradient: of gate and up, or of down, turned around so that
-    it, too, has rows by slot on the left and by token on the right."""
+    """Computes one tile of one expert's gradient: of gate and up, or of down, transposed so that
+    its product, too, has rows by slot on the left and by token on the right."""
     gate_up_tiles = tl.cdiv(2 * FFN, BLOCK_ROWS) * tl.cdiv(WIDTH, BLOCK_COLUMNS)
     tiles = gate_up_tiles + tl.cdiv(FFN, BLOCK_ROWS) * tl.cdiv(WIDTH, BLOCK_COLUMNS)
     tile = tl.program_id(0) % tiles

@@ -1,4 +1,4 @@
-"""Computes the KL divergence between two rows of logits and its gradient: one program a row, see
+"""Computes the KL divergence between two rows of logits and its gradient: one program per row, see
 row_softmax.py."""
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def _read_blocks(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gives the maximum of a row, the sum of the exponentials of what lies below it at the
-    temperature, and both of the teacher's row: in one pass."""
+    """Gives, in one pass over both rows, the maximum m of the student's logits and Σ exp((z - m) /
+    T), then the same two numbers of the teacher's."""
     lanes, teacher_lanes = lane_columns(row_ptr, BLOCK), lane_columns(teacher_row_ptr, BLOCK)
     maxima, sums = new_lanes(row_ptr, BLOCK)
     teacher_maxima, teacher_sums = new_lanes(teacher_row_ptr, BLOCK)
@@ -72,9 +72,10 @@ def _read_blocks(
 def divergence(below_max, teacher_below_max, total, teacher_total, columns, VOCAB: tl.constexpr):
     """Gives each logit's part of the divergence, and the difference of its probabilities.
 
-    What is given lies below 0 and, where it matters, close to it: rounding the logarithm of a
-    probability would cost the digits that p - q leaves. The differences add up to 0; in a
-    divergence that is small they cancel the rounding of the two sums.
+    `below_max` and `teacher_below_max` are (z - maximum) / T. They are near 0 for the likely
+    tokens, and so nearly exact; rounding a log-probability would lose the digits in which p and q
+    differ. The differences q - p sum to 0 over the vocabulary. They are added to the parts, where
+    they cancel the rounding errors of the two sums when the divergence is small.
     """
     teacher_prob = tl.exp(teacher_below_max) / teacher_total
     gap = tl.exp(below_max) / total - teacher_prob

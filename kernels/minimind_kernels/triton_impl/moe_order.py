@@ -19,7 +19,7 @@ from .launch import device_of, launch, rows_per_tile
 _TILES = Tiles(
     "moe_order",
     Tile(elements=512, num_warps=1),
-    # With twice the rows, their masks go from scalar registers to memory.
+    # With twice the rows, their masks spill from scalar registers to memory.
     gfx942=Tile(elements=256, num_warps=1),
 )
 _MOST_TOKENS = 64

@@ -3,9 +3,9 @@ expert.
 
 Each block of tokens has a program, a row of counts and, where the loss is over all tokens, a row of
 partial sums. By document, each part of a document that lies in one block has a program and such a
-row of its own: block b's part of document d is row b + d, which no other part has, since from one
-part to the next either number or both rise. The second launch (moe_order.py) adds rows in a fixed
-order, without atomics, so that every run gives the same bits.
+row of its own: block b's part of document d is row b + d. No other part has that row, since from
+one part to the next b, d or both grow. The second launch (moe_order.py) adds rows in a fixed order,
+without atomics, so that every run gives the same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .moe_choice import find_part, load_logits, rank_experts, softmax
 from .moe_order import order_slots
 
 _TILE = Tile(elements=1024, num_warps=4, programs=2)
-# With half the warps, masks of its many rows go from scalar registers to memory.
+# With half the warps, the masks of its many rows spill from scalar registers to memory.
 _TILES = Tiles("moe_routing", _TILE, gfx942=_TILE)
 _MOST_BLOCK_ROWS = 64
 """The most tokens of a tile: with few experts a block would leave most multiprocessors idle."""

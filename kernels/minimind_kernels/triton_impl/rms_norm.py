@@ -190,7 +190,7 @@ def _backward_kernel(
         grad_normed = grad_y * weight[None, :]
         grad_x = rstd[:, None] * grad_normed
         if HAS_GRAD_TOTAL:
-            # Before the sum: loaded behind its barriers, it would cost a second wait.
+            # Loaded before the sum: after the sum's barriers, the load would be a second wait.
             grad_x += grad_total.to(tl.float32)
         projection = tl.sum(grad_normed * normed, axis=1) / WIDTH
         grad_x -= normed * (rstd * projection)[:, None]

@@ -91,7 +91,8 @@ def rope_backward(
     *,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gives the packed gradient of qkv and those of both weights [2H], empty without a norm."""
+    """Gives the packed gradient of qkv, and the gradients of both norm weights [2H], which are
+    empty without a norm."""
     grads = [unit_stride(g) for g in (grad_q_MNH, grad_k_MKH, grad_v_MKH)]
     num_tokens, num_heads, head_size = grad_q_MNH.shape
     num_kv_heads, half = grad_k_MKH.shape[1], head_size // 2
@@ -147,8 +148,8 @@ def _forward_heads(
     NUM: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr,
     HAS_NORM: tl.constexpr, CAST_BEFORE_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Turns the rows of one kind from `tile` on; gives this program's first tile of the next
-    kind."""
+    """Rotates the rows of one kind (queries or keys) from `tile` on; gives this program's first
+    tile of the next kind."""
     head: tl.constexpr = 2 * HALF
     halves = tl.arange(0, BLOCK_HALF)[None, :]
     if HAS_NORM:
@@ -203,8 +204,9 @@ def _backward_heads(
     NUM: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Turns the gradient of one kind of rows back, then through the norm, and stores this program's
-    part of the weight's gradient; gives this program's first tile of the next kind."""
+    """Rotates the gradient of one kind of rows back, then applies the norm's backward, and stores
+    this program's part of the weight's gradient; gives this program's first tile of the next kind.
+    """
     head: tl.constexpr = 2 * HALF
     halves = tl.arange(0, BLOCK_HALF)
     in_half = halves < HALF

@@ -1,6 +1,6 @@
-"""Holds what the kernels of the losses share: one program a row of logits. Rows of up to
-`SOFTMAX_TILES.elements` logits are read once and stay in registers; longer ones are read in
-blocks, once for all softmaxes together and once more for the gradient."""
+"""Holds the functions that the losses' kernels share. One program computes one row of logits. Rows
+of up to `SOFTMAX_TILES.elements` logits are read once and stay in registers; longer ones are read
+in blocks, once for all softmaxes together and once more for the gradient."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def launch_rows(kernel: Any, logits_CV: Tensor, *more_CV: Tensor, **arguments: A
     """Runs a kernel with one program for each row of logits.
 
     Where the strides of all logits leave room for it, a row is read and written up to a multiple of
-    64 logits: what lies between its end and the next row is no other tensor's.
+    64 logits: the memory between its end and the next row belongs to no other tensor.
     """
     vocab, tile = logits_CV.shape[1], device_of(logits_CV).tile(SOFTMAX_TILES)
     elements = min(tile.elements, block(vocab))
@@ -48,8 +48,8 @@ def launch_rows(kernel: Any, logits_CV: Tensor, *more_CV: Tensor, **arguments: A
 
 @triton.jit
 def row_weight(label, ignored, VOCAB: tl.constexpr):
-    """Gives 0 for an ignored label, 1 for one of the vocabulary, and NaN for any other: it shows in
-    the loss, and no memory is read for it."""
+    """Gives 0 for an ignored label, 1 for a label in the vocabulary, and NaN for any other. NaN
+    shows in the loss, and no memory is read for that label."""
     is_known = (label >= 0) & (label < VOCAB)
     return tl.where(label == ignored, 0.0, tl.where(is_known, 1.0, float("nan")))
 
@@ -70,8 +70,8 @@ def store_logits(row_ptr, columns, logits, WIDTH: tl.constexpr):
 
 @triton.jit
 def lane_columns(row_ptr, BLOCK: tl.constexpr):
-    """Gives the columns of a block as lanes × the logits of one 16-byte load: a lane's are one
-    thread's, so that their maximum costs neither a barrier nor more exponentials."""
+    """Gives the columns of a block as lanes × the logits of one 16-byte load: one thread holds all
+    logits of a lane, so that a lane's maximum needs neither a barrier nor further exponentials."""
     vector: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
     lanes = tl.arange(0, BLOCK // vector)
     return lanes[:, None] * vector + tl.arange(0, vector)[None, :]
@@ -79,15 +79,15 @@ def lane_columns(row_ptr, BLOCK: tl.constexpr):
 
 @triton.jit
 def new_lanes(row_ptr, BLOCK: tl.constexpr):
-    """Gives the maxima and sums of lanes that have seen nothing. The lowest finite number, not
-    -inf: exp(-inf - -inf) is no number."""
+    """Gives the maxima and sums with which lanes begin. The maxima are about the lowest finite
+    number, not -inf, since exp(-inf - -inf) is NaN."""
     num_lanes: tl.constexpr = BLOCK * row_ptr.dtype.element_ty.primitive_bitwidth // 128
     return tl.full((num_lanes,), -3.4e38, tl.float32), tl.zeros((num_lanes,), tl.float32)
 
 
 @triton.jit
 def add_block(maxima, sums, logits, scale):
-    """Gives the lanes' maxima, and their sums of exp((z - maximum) · scale), with another block."""
+    """Adds a block to the lanes' maxima and sums of exp((z - maximum) · scale), and gives both."""
     higher = tl.maximum(maxima, tl.max(logits, axis=1))
     added = tl.sum(tl.exp((logits - higher[:, None]) * scale), axis=1)
     return higher, sums * tl.exp((maxima - higher) * scale) + added
@@ -95,6 +95,6 @@ def add_block(maxima, sums, logits, scale):
 
 @triton.jit
 def join_lanes(maxima, sums, scale):
-    """Gives the row's maximum and its sum."""
+    """Gives the row's maximum m and Σ exp((z - m) · scale)."""
     row_max = tl.max(maxima, axis=0)
     return row_max, tl.sum(sums * tl.exp((maxima - row_max) * scale), axis=0)

@@ -2,8 +2,8 @@
 sizes as fields of a GGUF file.
 
 llama.cpp fixes in code what other programs configure, so a model that differs from its architecture
-in one point is refused. What is said of llama.cpp here was read in its src/models and
-src/llama-context.cpp (build 11434) and is tested by running it.
+in any point is refused. The facts about llama.cpp are from its src/models and src/llama-context.cpp
+(build 11434), and the tests run it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 def import_gguf() -> Any:
     """Gives the package `gguf`. Raises ConfigError where it is not installed."""
-    # It tells of its temporary file and of byte order, which concern nobody here.
+    # It logs its temporary file and the byte order, which users do not need to know.
     logging.getLogger("gguf").setLevel(logging.WARNING)
     try:
         return importlib.import_module("gguf")
@@ -65,7 +65,7 @@ def num_bytes(shape: tuple[int, ...], kind: str) -> int:
 
 
 def dtype_of(kind: str) -> torch.dtype:
-    """Gives the dtype of what `decode` gives."""
+    """Gives the dtype of the tensor that `decode` gives."""
     return _DTYPES.get(kind, torch.float32)
 
 
@@ -86,7 +86,7 @@ def encode(tensor: Tensor, kind: str, name: str) -> np.ndarray:
 
 
 def decode(content: np.ndarray, shape: tuple[int, ...], kind: str) -> Tensor:
-    """Gives the tensor of bytes [num_bytes]; a quantized one in fp32."""
+    """Decodes a tensor from its bytes [num_bytes]; a quantized tensor becomes fp32."""
     if kind in _DTYPES:
         return torch.from_numpy(content).view(_DTYPES[kind]).reshape(shape)
     gguf = import_gguf()

@@ -36,7 +36,7 @@ def check_header(path: Path) -> None:
 
 
 class _Header:
-    """Walks through a header without keeping anything of it."""
+    """Walks through a header and keeps none of its values."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path

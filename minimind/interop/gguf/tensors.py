@@ -1,4 +1,4 @@
-"""Names the tensors of a GGUF file, and makes them of those under Hugging Face's names."""
+"""Names the tensors of a GGUF file, and builds them from the tensors with Hugging Face's names."""
 
 from __future__ import annotations
 

@@ -176,7 +176,8 @@ def from_fields(fields: Mapping[str, Any], path: str) -> Tokenizer:
 def _read_spec(
     fields: Mapping[str, Any], tokens: list[str], types: list[int], merges: list[str], path: str
 ) -> dict[str, Any]:
-    """Gives the content of tokenizer.json: as the file holds it whole, or made of the lists."""
+    """Gives the content of tokenizer.json: the copy in the GGUF file if there is one, else built
+    from the lists of tokens and merges."""
     if (text := fields.get(_HUGGING_FACE)) is not None:
         try:
             spec = parse_json(text)

@@ -3,8 +3,8 @@ fields of requests, packages, faults): `python -m bench.report`.
 
 In a document, the text between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->`
 is written again from bench/results; plots go to docs/figures. A value without a measurement reads
-"not measured". With names, only those sections are written, and no plots. Tests check that they are up to
-date.
+"not measured". With names, only those sections are written, and no plots. Tests check that they are
+up to date.
 """
 
 from __future__ import annotations

@@ -37,4 +37,4 @@ class Rollout:
     num_tokens: int
     """The number of tokens that the policy generated, over all its turns."""
     is_cut: bool
-    """True where a token limit ended the answer."""
+    """True where a limit on tokens or on turns ended the answer."""

@@ -66,7 +66,7 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
         "group", "advantages are divided by the rewards' deviation in the group, the batch, or none"
     )
     dynamic_sampling: int = option(
-        0, "how often prompts whose answers all have the same reward are replaced (DAPO)"
+        0, "at most this often, replace prompts whose answers all have the same reward (DAPO)"
     )
 
     def check(self) -> None:

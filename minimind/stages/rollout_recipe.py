@@ -63,7 +63,7 @@ class RolloutRecipe(Recipe):
         0.0,
         "weigh each token by the trainer's probability over the sampler's, at most this (0: off)",
     )
-    mask_cut: bool = option(False, "leave answers that a token limit ended out of the loss")
+    mask_cut: bool = option(False, "leave answers that a token or turn limit ended out of the loss")
     overlong_buffer: int = option(
         0, "tokens before max_new_tokens over which overlong_penalty grows from 0"
     )

@@ -34,7 +34,7 @@ class Trajectory:
     turns: list[dict[str, Any]] = field(default_factory=list)
     """The turns after the prompt. Assistant turns hold the text as it was generated."""
     is_cut: bool = False
-    """True where a token limit ended the answer."""
+    """True where a limit on tokens or on turns ended the answer."""
     score: Score | None = None
     penalty: float = 0.0
     """The penalty for length, subtracted from the score."""

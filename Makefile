@@ -51,7 +51,7 @@ train: $(CORE)
 	  --from_checkpoint $(RUN)/text --output_dir $(RUN)/chat --eval_every 200 --set log_every=50 \
 	  --set optimizer=Muon --learning_rate 4e-3
 	$(BIN)/python launch/chat.py --checkpoint $(RUN)/chat --set temperature=0 \
-	  --ask "What is the river of Lumor called?" "Who lives in Haskel?" "塔恩的房子是什么颜色？" "7 加 5 是多少？"
+	  --ask "What is the river of Lumor called?" "Where does Anya live?" "塔恩的房子是什么颜色？" "7 加 5 是多少？"
 	@echo "Go on with:  $(BIN)/python launch/chat.py --checkpoint $(RUN)/chat"
 
 demo: $(CORE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from training_runs import ROOT
+
+from minimind.samples.chat import SAMPLE_QUESTIONS
 
 PINNED = dict(
     line.split("==")
@@ -34,6 +37,13 @@ def test_hooks_are_the_checks_of_make_lint() -> None:
     commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
     assert [entry.rstrip(" .") for entry in entries] == [line.rstrip(" .") for line in commands]
     assert {hook["language"] for hook in hooks} == {"system"}, "an own environment has own versions"
+
+
+def test_make_train_asks_what_the_sample_data_teaches() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    asked = re.search(r"--ask (.*)", makefile)
+    assert asked
+    assert {*shlex.split(asked[1])} <= {one.prompt for one in SAMPLE_QUESTIONS}
 
 
 @pytest.mark.parametrize("package", ["ruff", "pyright", "import-linter"])

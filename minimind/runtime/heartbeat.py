@@ -66,6 +66,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._ended: str | None = None
+        self._lost: str | None = None
         self._beats = self._moves = 0
         self._was: object = None
         self._prefix = f"heartbeat/{next(_runs)}"
@@ -133,8 +134,9 @@ class Heartbeat:
     def _report(self, what: str) -> str:
         """Gives the text of the error, and logs it at once, since a launcher is about to end this
         process."""
-        text = f"{what.splitlines()[0]}. {self.advice}"
-        if self._watch.reports:
+        is_first, self._lost = self._lost is None, what.splitlines()[0]
+        text = f"{self._lost}. {self.advice}"
+        if is_first and self._watch.reports:
             logger.error("error: %s", text)
         return text
 
@@ -183,6 +185,7 @@ class Heartbeat:
             pid=os.getpid(),
             local_rank=self._ranks.local_rank,
             ended=self._ended,
+            lost=self._lost,
         )
 
     def _judge(self) -> None:
@@ -202,6 +205,10 @@ class Heartbeat:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+        # The others can read it before the end of this process breaks their collective.
+        self._ended = what
+        self._stopped.set()
+        self._threads[0].join(_HEARD_BEATS * self._beat_s + 1)
         self._end(1)
 
 

@@ -34,6 +34,8 @@ class Sign:
     local_rank: int
     ended: str | None = None
     """Why this rank has left the run: "" without an error, None while it takes part."""
+    lost: str | None = None
+    """What this rank has said of a lost rank, perhaps of itself; None where it has named none."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -110,6 +112,8 @@ class RankWatch:
                 continue
             since = self._left.setdefault(rank, now)
             if at_once or now - since >= _TELLS_S:
+                if sign.lost:
+                    return sign.lost
                 if sign.ended:
                     return f"{self._name(rank)} has failed: {sign.ended}"
                 return (

@@ -83,6 +83,16 @@ def test_the_others_read_why_a_rank_has_failed_before_it_ends():
         assert second._watch.signs[0].ended == "ValueError: its own"
 
 
+def test_the_others_read_which_rank_is_lost_before_this_one_ends():
+    """A rank that hangs may be the first to notice it: the others then say the same."""
+    with beat(0) as first, beat(1) as second:
+        wait_until(lambda: len(first._watch.signs) == 2)
+        with pytest.raises(AssertionError, match="a rank was lost: 1"):
+            second._stop_process("rank 1 hangs")
+        assert first._watch.signs[1].lost == "rank 1 hangs"
+        assert first._watch.find_gone(time.monotonic(), at_once=True) == "rank 1 hangs"
+
+
 def test_a_checkpoint_that_a_lost_connection_spoiled_names_the_rank():
     error = TrainingError("the checkpoint of step 9 could not be written")
     error.__cause__ = RuntimeError("gloo: Connection closed by peer")

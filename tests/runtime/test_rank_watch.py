@@ -69,6 +69,14 @@ def test_ranks_that_move_are_left_alone(ranks: Ranks):
     assert not ranks.judge()
 
 
+def test_what_a_rank_has_said_before_it_ended_is_said_by_the_others(ranks: Ranks):
+    ranks.change(1, ended="its own words", lost="rank 1 hangs at place 1")
+    ranks.states[11] = ""
+    assert not ranks.judge()
+    ranks.live(20)
+    assert ranks.judge() == "rank 1 hangs at place 1"
+
+
 def test_a_rank_that_fails_itself_lets_the_others_end(ranks: Ranks):
     ranks.watch.fails = True
     ranks.change(2, ended="ValueError: its own")

@@ -81,7 +81,7 @@ class LLM:
             model, self.tokenizer, max_batch=max_batch, max_tokens=max_tokens, adapters=loaded
         )
         self._notice = chat_notice(Path(checkpoint))
-        """What to warn of before the first answer."""
+        """The warning to log before the first answer; None where there is none."""
         self._lock = threading.Lock()
         """Held by the thread that steps the engine."""
         self._inboxes: dict[int, deque[Delta]] = {}

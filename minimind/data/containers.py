@@ -30,7 +30,7 @@ HEAD_BYTES = 64 << 10
 _LINES = 20
 """The number of whole lines among them that are examined."""
 _Refusal = tuple[str, str]
-"""What a file is, and what to do."""
+"""The two parts of a refusal: a description of the file, and what the user can do."""
 Rows = Iterator[tuple[Row | BadRow, int]]
 """Each row (or a BadRow), with the number of bytes of text read so far."""
 

@@ -113,7 +113,7 @@ def load_model(
 TEXT_ALONE = (
     "was trained on text and never to chat: it continues what you write and does not answer"
 )
-"""What `chat_notice` says of such a model."""
+"""The words of `chat_notice` for a model that has never learnt to chat."""
 
 
 def chat_notice(path: Path) -> str | None:

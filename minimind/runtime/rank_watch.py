@@ -26,7 +26,7 @@ class Sign:
     collectives: int
     """How many collectives the main thread has entered."""
     place: str
-    """Where the main thread is, as file:line (function)."""
+    """The place of the main thread in the code, as file:line (function)."""
     host: str
     machine: str
     """An id shared by processes that see one another's process ids."""
@@ -35,7 +35,7 @@ class Sign:
     ended: str | None = None
     """Why this rank has left the run: "" without an error, None while it takes part."""
     lost: str | None = None
-    """What this rank has said of a lost rank, perhaps of itself; None where it has named none."""
+    """The report of a lost rank that this rank has made, perhaps about itself; None without one."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -7,14 +7,14 @@ import triton.language as tl
 
 
 @triton.jit
-def rows(tile, num_tokens, NUM: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+def find_rows(tile, num_tokens, NUM: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """Gives token, head and whether there is such a row: [rows, 1] each."""
     rows = (tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     return (rows // NUM).to(tl.int64), rows % NUM, rows < num_tokens * NUM
 
 
 @triton.jit
-def angles(tables, positions, mask, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+def load_angles(tables, positions, mask, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
     """Gives cos and sin [rows, half]; cos is NaN at a position outside the tables."""
     cos_ptr, sin_ptr, num_positions = tables
     is_position = (positions >= 0) & (positions < num_positions)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .column_sum import column_sum
 from .config import Tile, Tiles
-from .head_rows import angles, load_halves, mean, rows, store_halves
+from .head_rows import find_rows, load_angles, load_halves, mean, store_halves
 from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
 
 _FORWARD_TILES = Tiles("rope_forward", Tile(elements=1024, num_warps=4, programs=8))
@@ -156,11 +156,11 @@ def _forward_heads(
         weight_first, weight_second = load_halves(weight_ptr + halves, halves < HALF, HALF)
     num_tiles = tl.cdiv(num_tokens * NUM, BLOCK_ROWS)
     while tile < num_tiles:
-        tokens, heads, is_row = rows(tile, num_tokens, NUM, BLOCK_ROWS)
+        tokens, heads, is_row = find_rows(tile, num_tokens, NUM, BLOCK_ROWS)
         mask = is_row & (halves < HALF)
         positions = tl.load(positions_ptr + tokens, is_row, other=0).to(tl.int64)
         first, second = load_halves(x_ptr + tokens * x_stride + heads * head + halves, mask, HALF)
-        cos, sin = angles(tables, positions, mask, HALF, BLOCK_HALF)
+        cos, sin = load_angles(tables, positions, mask, HALF, BLOCK_HALF)
         if HAS_NORM:
             rstd = tl.rsqrt(mean(first * first, second * second, HALF) + eps)
             first, second = first * rstd, second * rstd
@@ -216,7 +216,7 @@ def _backward_heads(
         sum_second = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
     num_tiles = tl.cdiv(num_tokens * NUM, BLOCK_ROWS)
     while tile < num_tiles:
-        tokens, heads, is_row = rows(tile, num_tokens, NUM, BLOCK_ROWS)
+        tokens, heads, is_row = find_rows(tile, num_tokens, NUM, BLOCK_ROWS)
         mask = is_row & in_half[None, :]
         offsets = heads * head + halves[None, :]
         positions = tl.load(positions_ptr + tokens, is_row, other=0).to(tl.int64)
@@ -224,7 +224,7 @@ def _backward_heads(
         grad_first, grad_second = load_halves(grad_ptrs + halves[None, :], mask, HALF)
         if HAS_NORM:
             x_first, x_second = load_halves(x_ptr + tokens * x_stride + offsets, mask, HALF)
-        cos, sin = angles(tables, positions, mask, HALF, BLOCK_HALF)
+        cos, sin = load_angles(tables, positions, mask, HALF, BLOCK_HALF)
         first = grad_first * cos + grad_second * sin
         second = grad_second * cos - grad_first * sin
         if HAS_NORM:
@@ -273,7 +273,7 @@ def _backward_kernel(
     halves = tl.arange(0, BLOCK_HALF)[None, :]
     grad_values_ptr = grad_qkv_ptr + keys + NUM_KV_HEADS * head
     while tile < tl.cdiv(num_tokens * NUM_KV_HEADS, BLOCK_ROWS):
-        tokens, heads, is_row = rows(tile, num_tokens, NUM_KV_HEADS, BLOCK_ROWS)
+        tokens, heads, is_row = find_rows(tile, num_tokens, NUM_KV_HEADS, BLOCK_ROWS)
         mask = is_row & (halves < HALF)
         grad_ptrs = grad_v_ptr + tokens * grad_v_strides[0] + heads * grad_v_strides[1] + halves
         first, second = load_halves(grad_ptrs, mask, HALF)
